@@ -138,6 +138,8 @@ def test_a_further_format_leaves_the_others_as_they_are(tiny_model: Path, tmp_pa
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rotary scaling 'dynamic'"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"use_sliding_window": True}, "sliding-window attention"),
+        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "known are linear, yarn, llama3"),
+        ({"architectures": ["Gemma3ForCausalLM"], "hidden_act": None, "head_dim": 64}, "the root of 256"),
     ],
 )
 def test_what_the_file_would_not_say_is_refused_before_the_run(

@@ -46,6 +46,7 @@ SMOLLM = {"hidden_size": 576, "num_attention_heads": 9, "head_dim": 64, "interme
         (SMOLLM | {"hidden_size": 580}, "w4g32", "580, the width", "gguf:q4_k_m"),
         ({"hidden_size": 128, "head_dim": 40, "num_attention_heads": 4}, "w4g64", "160, the width", "use gptq:w4g32"),
         ({"vision_config": {}}, "w4g32", "sees images", "safetensors"),
+        (SMOLLM | {"num_experts": 8}, "w4g64", "mixture of experts", "safetensors"),
     ],
 )
 def test_groups_that_do_not_fit_are_refused_with_one_that_does(
@@ -129,6 +130,21 @@ def test_a_tiny_model_is_rounded_and_what_is_left_out_is_told(
     assert "| " + layout in (tmp_path / "run/report.md").read_text()
     # auto-round's loader for transformers computes with GPTQ's layout on a CPU, and not with AWQ's.
     assert layout == "awq" or agrees_with_auto_round(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_smollm2_in_groups_that_fit(smollm: Path, tmp_path: Path, rows: str, others: str) -> None:
+    pytest.importorskip("auto_round")
+    fitted = {"labeled_path": others, "max_length": 64, "iterations": 0}
+    with pytest.raises(ConfigError, match="use gptq:w4g64"):
+        easydistill.run(job_of(str(smollm), rows, tmp_path, "gptq:w4g128", calibration=fitted))
+    easydistill.run(job_of(str(smollm), rows, tmp_path, "gptq:w4g64", calibration=fitted))
+    found = records(tmp_path)["gptq:w4g64"]
+    assert found["tensors"] == {"4-bit": 210} and 0 < found["kl"] < 0.5
+    # Half of its weights are the embedding's, which stay float16.
+    assert 0.4 < found["bytes"] / found["source_bytes"] < 0.45
+    assert found["lacks_ends"] == [] and found["other_ids"] is None
 
 
 def agrees_with_auto_round(folder: Path) -> bool:

@@ -37,6 +37,8 @@ def config_problem(config: Mapping[str, Any], layout: str, number: str) -> tuple
     """(problem, hint) if a layer of a model of this config.json reads rows that are not whole groups."""
     if "vision_config" in config or "text_config" in config:
         return f"a model that sees images is not written as {layout}", "export it as safetensors"
+    if config.get("num_experts") or config.get("num_local_experts"):
+        return f"a mixture of experts is not written as {layout}", "export it as safetensors"
     if config.get("quantization_config"):
         return f"a model with a quantization_config is not written as {layout}", "export the model it was made of"
     widths = _input_widths(config)
@@ -62,9 +64,10 @@ def write_folder(source: Source, layout: str, number: str, target: Path) -> Writ
 
     Raises:
         MissingExtra: auto-round is not installed.
-        ModelError: it failed, or rounded nothing.
+        ModelError: the model is not of matrices that are known, auto-round failed, or rounded nothing.
     """
     import torch
+    from transformers.pytorch_utils import Conv1D
 
     from easydistill.exporting.packed_four_bits import layers_of
     from easydistill.models.loading import load_model
@@ -74,6 +77,9 @@ def write_folder(source: Source, layout: str, number: str, target: Path) -> Writ
     model = load_model(source.directory, torch.float32)
     refuse_overflow(model)
     notes = [*make_savable(model, source.tokenizer, source.reference)]
+    if any(isinstance(module, Conv1D) for module in model.modules()):
+        problem = f"{source.reference}: its layers are not of the kind that is read back from {layout}"
+        raise ModelError(f"{problem}\n    → export it as safetensors")
     inside = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     inside -= {name for name in inside if model.get_submodule(name) is model.get_output_embeddings()}
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
@@ -91,10 +97,12 @@ def write_folder(source: Source, layout: str, number: str, target: Path) -> Writ
             f"{len(skipped)} of {len(inside)} layers, such as {skipped[0]}, are not rounded and stay float16: rows or "
             "columns of theirs are not whole blocks of 32"
         )
-    blocks = source.calibration.blocks
+    tokens, steps = sum(map(len, source.calibration.blocks)), source.calibration.iterations
+    how = f"fitted to {tokens:,} tokens in {steps:,} steps a layer" if steps else "to the nearest number"
+    notes.append(f"rounded by auto-round, {how}")
     facts = {
         "tensors": {"4-bit": len(packed)} | ({"F16": len(skipped)} if skipped else {}),
-        "calibration": {"tokens": sum(map(len, blocks)), "iterations": source.calibration.iterations},
+        "calibration": {"tokens": tokens, "iterations": steps},
     }
     return Written("", notes, facts)
 
@@ -106,8 +114,9 @@ def _rounded(model: Any, source: Source, layout: str, number: str, folder: str) 
     fitted = source.calibration
     assert fitted is not None
     blocks = [{"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids))} for ids in fitted.blocks]
-    for layer in model.base_model.layers:
-        layer.register_forward_pre_hook(lambda *_: fitted.raise_if_stopped())
+    for layers in [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]:
+        for layer in layers:
+            layer.register_forward_pre_hook(lambda *_: fitted.raise_if_stopped())
     # auto-round learns nothing from padding, and takes a turn's end for it where both are the same token.
     tokenizer = copy.deepcopy(source.tokenizer)
     tokenizer.pad_token = None

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from easydistill.contracts.export_format import Calibration, Source
+from easydistill.data.records import count_reasons
 from easydistill.errors import DataError
 from easydistill.exporting.rows import CalibrationRows
 from easydistill.methods.shared.rendering import student_renderer
@@ -37,12 +38,15 @@ def calibration_of(
         DataError: too little is left.
     """
     settings = rows.settings
-    samples, _, _ = rows.known.read(context)
+    samples, _, refused = rows.known.read(context)
     known = {_prompt(sample) for sample in compared}
     others = [sample for sample in samples if _prompt(sample) not in known]
     renderer = student_renderer(rows.known.dataset, source.tokenizer, source.ends, context)
     limits = Limits.of_reference(source.directory)
-    rendered, _ = render_all(renderer, others, settings.max_length, "calibration", limits)
+    rendered, rejected = render_all(renderer, others, settings.max_length, "calibration", limits)
+    if lost := [*refused, *rejected]:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in count_reasons(lost).items())
+        context.notice([f"rows to which no rounding is fitted: {reasons}"])
     blocks = blocks_of((row.ids for _, row in rendered), settings.max_length, settings.max_blocks)
     if not blocks:
         left = f"{len(others):,} of {len(samples):,} rows are not among those that are compared"

@@ -133,8 +133,8 @@ def _unsaid(config: Mapping[str, Any], architecture: Architecture) -> str | None
         config.get("final_logit_softcapping") or config.get("attn_logit_softcapping")
     ):
         return "capped logits"
-    scale, width = config.get("query_pre_attn_scalar"), config.get("head_dim", 256)
-    if scale is not None and scale != width:
+    scale, width = config.get("query_pre_attn_scalar", 256), config.get("head_dim", 256)
+    if architecture.name.startswith("gemma") and scale != width:
         return f"scores divided by the root of {scale}, where heads have {width} numbers"
     return "a quantization_config" if config.get("quantization_config") else None
 
@@ -144,11 +144,8 @@ def _other_windows(config: Mapping[str, Any], architecture: Architecture) -> str
     if architecture.full_every:
         usual = [f"{'full' if architecture.sees_all(layer) else 'sliding'}_attention" for layer in range(len(kinds))]
         every = config.get("sliding_window_pattern", architecture.full_every)
-        return (
-            None
-            if kinds == usual and every == architecture.full_every
-            else f"windows in other layers than {architecture.name} has them"
-        )
+        same = kinds == usual and every == architecture.full_every
+        return None if same else f"windows in other layers than {architecture.name} has them"
     # Those of Mistral and Phi-3 are in the config alone.
     named = config.get("model_type") in {"mistral", "phi3"} and config.get("sliding_window") is not None
     shorter = named and config["sliding_window"] < config.get("max_position_embeddings", 0)

@@ -127,6 +127,9 @@ class ExportStage:
         # What an attempt that was killed has left is not whole.
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
+        # The config of a model that was not on this machine before the run.
+        if found := module.problem(source.config.to_dict(), self._number):
+            raise ModelError(f"{self._student}: {found[0]}\n    → {found[1]}")
         context.reporter.say(f"  writing {self._format}, {self._number}")
         samples, rows, rejected = self._read(source, context)
         if self._calibration is not None:
