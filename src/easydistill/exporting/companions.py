@@ -72,7 +72,7 @@ def readme(source: Source, kind: str, record: dict[str, Any]) -> str:
     ends = ", ".join(f"`{token}`" for token in record["end_tokens"])
     figures = (
         f"Compared with the student on {record['rows']:,} rows ({record['tokens']:,} answer tokens): KL "
-        f"{record['kl']:.2g} nats a token, the same most probable token at {record['agreement']:.2%}. "
+        f"{max(record['kl'], 0):.2g} nats a token, the same most probable token at {record['agreement']:.2%}. "
         f"{record['bytes'] / 1e6:,.1f} MB of weights."
     )
     turn = f"A turn ends with {ends}. " + (

@@ -151,7 +151,8 @@ class ExportStage:
         refuse_other(record, lossless=self._number in module.LOSSLESS)
         write_companions(source, self._format, record, target)
         write_json(context.directory / EXPORTED, record)
-        context.notice(f"{self.name}: {note}" for note in written.notes)
+        for note in written.notes:
+            context.reporter.say(f"  note: {self.name}: {note}")
         show_directory(target, context.run_directory / FOLDER / self.name)
         outputs = [f"{self.name}/{path.name}" for path in sorted(target.iterdir())]
         told = rejected if self._counts_rows else []
