@@ -93,11 +93,11 @@ class ExportStage:
     def _calibration_issues(self) -> list[ConfigIssue]:
         if self._calibration is None:
             return []
-        key = "calibration.labeled_path"
         if self._calibration.labelled is None:
             problem = f"{self._format} fits its rounding to rows, and {self._student} does not lie beside labelled ones"
-            return [ConfigIssue("config", key, problem, "name rows with answers, such as those that it learnt from")]
-        return unreadable_rows(key, self._calibration.labelled.dataset.labeled_path)
+            hint = "set calibration.labeled_path: rows with answers, such as those that it learnt from"
+            return [ConfigIssue("config", "models.student", problem, hint)]
+        return unreadable_rows("calibration.labeled_path", self._calibration.labelled.dataset.labeled_path)
 
     def fingerprint(self) -> dict[str, Any]:
         return {
