@@ -74,6 +74,9 @@ KINDS = {
     "qwen2": {"tie_word_embeddings": False},
     # A width of heads that is not the width of the model by their number.
     "qwen3": {"head_dim": 32, "tie_word_embeddings": True},
+    "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16},
+    "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16, "num_hidden_layers": 7},
+    "phi3": {"tie_word_embeddings": False},
 }
 
 
@@ -132,9 +135,11 @@ def test_a_further_format_leaves_the_others_as_they_are(tiny_model: Path, tmp_pa
     ("change", "words"),
     [
         ({"architectures": ["GemmaForCausalLM"]}, "GemmaForCausalLM is not written as GGUF"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "rotary scaling 'yarn'"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rotary scaling 'dynamic'"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"use_sliding_window": True}, "sliding-window attention"),
+        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "known are linear, yarn, llama3"),
+        ({"architectures": ["Gemma3ForCausalLM"], "hidden_act": None, "head_dim": 64}, "the root of 256"),
     ],
 )
 def test_what_the_file_would_not_say_is_refused_before_the_run(
@@ -184,7 +189,7 @@ def test_weights_beyond_float16_are_refused(tiny_model: Path, tmp_path: Path, ro
     ("formats", "dataset", "words"),
     [
         (["onnx"], {}, "there is no format 'onnx'"),
-        (["gptq:w4g128"], {}, "gguf:q4_k_m"),
+        (["gptq:w3g128"], {}, "gptq has no type of number 'w3g128'"),
         (["gguf:q9"], {}, "gguf has no type of number 'q9'"),
         (["gguf", "gguf:f16"], {}, "there twice"),
         (["gguf"], {"instruction_path": "x.jsonl"}, "instruction_path"),

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from easydistill.registry import Contract
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What rounding is fitted to."""
+
+    blocks: Sequence[Sequence[int]]
+    """Ids of rows one behind the other, cut to blocks of the same length."""
+    iterations: int
+    batch_size: int
+    log: Path
+    """A file for what a library says meanwhile."""
+    raise_if_stopped: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -22,6 +35,8 @@ class Source:
     tokenizer: Any
     ends: frozenset[int]
     """Every token that ends a turn."""
+    calibration: Calibration | None = None
+    """For formats that need one."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +49,8 @@ class Written:
     """What a user would not expect of it."""
     facts: dict[str, Any] = field(default_factory=dict)
     """For the report, as JSON."""
+    before: str = ""
+    """A special token behind which texts are compared, where the format reads only such texts as the student does."""
 
 
 class FormatModule(Protocol):
@@ -61,4 +78,15 @@ class FormatModule(Protocol):
         """Of what was written: an object with `encode(text) -> list of ids`, `template` and `ends`."""
 
 
-FORMAT = Contract(FormatModule)
+class FormatDefaults:
+    """What most formats are."""
+
+    CALIBRATES: bool = False
+    """Whether `Source.calibration` is needed."""
+    EXTRA: str = "train"
+    """Which extra installs what it imports."""
+    IMPORTS: tuple[str, ...] = ()
+    """What it imports besides torch, transformers and safetensors."""
+
+
+FORMAT = Contract(FormatModule, FormatDefaults)

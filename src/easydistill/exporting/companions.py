@@ -72,7 +72,7 @@ def readme(source: Source, kind: str, record: dict[str, Any]) -> str:
     ends = ", ".join(f"`{token}`" for token in record["end_tokens"])
     figures = (
         f"Compared with the student on {record['rows']:,} rows ({record['tokens']:,} answer tokens): KL "
-        f"{record['kl']:.2g} nats a token, the same most probable token at {record['agreement']:.2%}. "
+        f"{max(record['kl'], 0):.2g} nats a token, the same most probable token at {record['agreement']:.2%}. "
         f"{record['bytes'] / 1e6:,.1f} MB of weights."
     )
     turn = f"A turn ends with {ends}. " + (
@@ -92,7 +92,10 @@ def readme(source: Source, kind: str, record: dict[str, Any]) -> str:
 def _commands(kind: str, record: dict[str, Any]) -> list[str]:
     file = record["file"]
     if kind != "gguf":
-        return [_shell("vLLM", "vllm serve ."), "Run it in this folder."]
+        lines = [_shell("vLLM", "vllm serve ."), "Run it in this folder."]
+        if kind in {"gptq", "awq"}:
+            lines.append("transformers loads it where `auto-round` or `gptqmodel` is installed.")
+        return lines
     return [
         _shell("llama.cpp", f"llama-server -m {file} --jinja", f"llama-cli -m {file} --jinja -cnv"),
         _shell("Ollama", "ollama create student -f Modelfile", "ollama run student"),

@@ -6,13 +6,10 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator
 
-from easydistill.config.base import NonEmptyStr, PositiveInt, Section, Unfit
+from easydistill.config.base import NonEmptyStr, NonNegativeInt, PositiveInt, Section, Unfit
 from easydistill.config.dataset import ColumnsConfig, DatasetConfig, TemplateVariables
 from easydistill.config.models import ModelRef
 from easydistill.exporting.formats import FORMATS
-
-_BY_HAND = frozenset({"gptq", "awq"})
-"""Formats that other programs write."""
 
 
 def split(spec: str) -> tuple[str, str]:
@@ -23,9 +20,6 @@ def split(spec: str) -> tuple[str, str]:
 
 def _known(spec: str) -> str:
     name, colon, number = spec.partition(":")
-    if name in _BY_HAND:
-        hint = "use gguf:q4_k_m, or give the safetensors export to auto-round, as docs/export.md shows"
-        raise Unfit(f"{name} is not written", hint)
     if name not in FORMATS.names():
         raise Unfit(f"there is no format {name!r}", f"use one of {', '.join(FORMATS.names())}")
     numbers = FORMATS.module(name).NUMBERS
@@ -65,6 +59,40 @@ class ComparedRowsConfig(Section):
     def as_dataset(self) -> DatasetConfig:
         """The same as a training job has it."""
         return DatasetConfig(**{name: getattr(self, name) for name in type(self).model_fields})
+
+
+class CalibrationConfig(Section):
+    """The rows to which the rounding of `gptq` and `awq` is fitted, and how long it is fitted."""
+
+    runtime_only: ClassVar[frozenset[str]] = frozenset({"labeled_path"})
+
+    labeled_path: NonEmptyStr | None = None
+    """Rows with answers, such as those that the student learnt from; by default those of the run that made it. Rows on
+    which student and export are compared are left out."""
+    max_samples: PositiveInt | None = None
+    """Read only this many rows, from the start."""
+    max_length: PositiveInt = 512
+    """Tokens of a block: rows stand one behind the other and are cut to blocks of this length."""
+    max_blocks: PositiveInt = 128
+    """Use at most this many blocks."""
+    iterations: NonNegativeInt = 50
+    """Steps for each layer; 200 is auto-round's thorough setting. 0 fits nothing: scales are searched and weights are
+    rounded to the nearest number, which takes minutes where learning takes hours on a CPU."""
+    batch_size: PositiveInt = 8
+    """Blocks of a step."""
+    template_kwargs: TemplateVariables | None = None
+    """Variables of the chat template, such as `{"enable_thinking": false}`. A row's own `chat_template_kwargs` win."""
+    columns: ColumnsConfig | None = None
+    """Names of the columns, if they are not among those that are known."""
+
+    def as_dataset(self, path: str, template: str | None) -> DatasetConfig:
+        """The same as a training job has it.
+
+        Args:
+            template: a chat template for a student without one.
+        """
+        given = {name: getattr(self, name) for name in ("max_samples", "template_kwargs", "columns")}
+        return DatasetConfig(labeled_path=path, template=template, **given)
 
 
 class CheckConfig(Section):

@@ -8,15 +8,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from easydistill.contracts.export_format import Source
+from easydistill.contracts.export_format import Source, Written
 from easydistill.errors import MissingExtra, ModelError
 from easydistill.exporting.formats.safetensors import refuse_overflow
 from easydistill.exporting.gguf_architectures import ARCHITECTURES, Architecture
 from easydistill.exporting.gguf_numbers import TYPES, as_bytes, byte_shape, type_of
+from easydistill.exporting.gguf_rotation import FACTORS, add_rotation
 
 
-def write_file(source: Source, number: str, path: Path) -> tuple[list[str], dict[str, int]]:
-    """Write the file; returns what a user would not expect of it, and how many tensors have which type of number.
+def write_file(source: Source, number: str, path: Path) -> Written:
+    """Write the file. The report is told how many tensors have which type of number.
 
     Raises:
         MissingExtra: the package gguf is not installed.
@@ -40,8 +41,11 @@ def write_file(source: Source, number: str, path: Path) -> tuple[list[str], dict
     architecture = ARCHITECTURES[type(model).__name__]
     tensors = dict(_tensors(model, architecture))
     writer = gguf.GGUFWriter(path, architecture.name)
-    _add_settings(writer, source.config, number)
-    notes = add_tokenizer(writer, source, model.get_input_embeddings().num_embeddings)
+    _add_settings(writer, source.config, architecture, number)
+    factors = add_rotation(writer, source.config, _head_width(source.config))
+    if factors is not None:
+        tensors[FACTORS] = torch.from_numpy(factors)
+    notes, before = add_tokenizer(writer, source, model.get_input_embeddings().num_embeddings)
     layers, kinds, narrow = source.config.num_hidden_layers, {}, []
     for name, weight_X in tensors.items():
         shape = tuple(weight_X.shape)
@@ -54,7 +58,7 @@ def write_file(source: Source, number: str, path: Path) -> tuple[list[str], dict
         widths = sorted({tensors[name].shape[-1] for name in narrow})
         words = f"{len(narrow)} of {len(tensors)} tensors have rows of {', '.join(map(str, widths))} numbers, which "
         notes.append(f"{words}are not whole blocks of {number}; their numbers are of a larger type")
-    return notes, dict(Counter(kind.name for kind in kinds.values()))
+    return Written(path.name, notes, {"tensors": dict(Counter(kind.name for kind in kinds.values()))}, before)
 
 
 def _tensors(model: Any, architecture: Architecture) -> Iterator[tuple[str, Any]]:
@@ -74,12 +78,15 @@ def _tensors(model: Any, architecture: Architecture) -> Iterator[tuple[str, Any]
         yield known, weight_X
 
 
-def _add_settings(writer: Any, config: Any, number: str) -> None:
+def _head_width(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _add_settings(writer: Any, config: Any, architecture: Architecture, number: str) -> None:
     """The model's dimensions, as llama.cpp names them."""
     from gguf import GGML_QUANT_VERSION
 
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads, width = config.num_attention_heads, _head_width(config)
     writer.add_name("student")
     writer.add_file_type(TYPES[number].number)
     writer.add_quantization_version(GGML_QUANT_VERSION)
@@ -92,9 +99,13 @@ def _add_settings(writer: Any, config: Any, number: str) -> None:
     writer.add_key_length(width)
     writer.add_value_length(width)
     writer.add_rope_dimension_count(width)
-    writer.add_rope_freq_base(float(config.rope_parameters["rope_theta"]))
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
+    if architecture.full_every:
+        writer.add_sliding_window(config.sliding_window)
+    if architecture.name == "gemma2":
+        writer.add_attn_logit_softcapping(float(config.attn_logit_softcapping or 0))
+        writer.add_final_logit_softcapping(float(config.final_logit_softcapping or 0))
 
 
 def _write(
@@ -108,6 +119,8 @@ def _write(
         heads = _heads(name, config) if architecture.interleaved else 0
         if heads:
             weight_X = interleaved(weight_X, heads)
+        if architecture.norms_from_one and name.endswith("norm.weight"):
+            weight_X = weight_X.float() + 1
         writer.write_tensor_data(as_bytes(weight_X.detach().float().numpy(), kinds[name]))
     writer.close()
 

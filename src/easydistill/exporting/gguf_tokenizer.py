@@ -14,6 +14,7 @@ from typing import Any
 
 from easydistill.contracts.export_format import Source
 from easydistill.errors import ModelError
+from easydistill.exporting.gguf_sentencepiece import MODEL, add_vocabulary, encoder_of, is_sentencepiece
 from easydistill.exporting.tokenizers_read import ReadTokenizer
 
 _NORMAL, _CONTROL, _USER, _UNUSED = 1, 3, 4, 5
@@ -48,19 +49,49 @@ SPLITTINGS = {
 """By llama.cpp's name."""
 
 
-def add_tokenizer(writer: Any, source: Source, rows: int) -> list[str]:
-    """Write vocabulary, merges, kinds of tokens, chat template and end tokens; returns what a user would not expect.
+def add_tokenizer(writer: Any, source: Source, rows: int) -> tuple[list[str], str]:
+    """Write vocabulary, merges or scores, kinds of tokens, chat template and end tokens.
 
     Args:
         rows: of the model's embedding, which has a token for each.
+
+    Returns:
+        What a user would not expect; and a special token, if llama.cpp reads only texts behind one as the student does.
 
     Raises:
         ModelError: llama.cpp knows no such tokenizer, or it has tokens that the model does not know.
     """
     tokenizer = source.tokenizer
     described = _described(tokenizer, source.reference)
-    name = splitting_of(described, source.reference)
     tokens, types = _tokens(tokenizer, described, rows, source.reference)
+    notes, before = [], ""
+    if is_sentencepiece(described):
+        spaces = add_vocabulary(writer, described, tokens, types, source.reference)
+        if spaces.first_only:
+            before = tokenizer.bos_token or tokenizer.convert_ids_to_tokens(min(source.ends))
+            notes.append(
+                "texts that begin with a special token, as chats do, are read as the student reads them; before others "
+                "the student reads a space, which llama.cpp cannot put there alone"
+            )
+    else:
+        _add_words(writer, described, tokens, types, source.reference)
+        if described.get("normalizer") is not None:
+            kind = described["normalizer"].get("type")
+            notes.append(
+                f"the tokenizer normalises texts ({kind}), which llama.cpp does not: it reads other tokens of some"
+            )
+    notes += _add_special(writer, source)
+    if tokenizer.chat_template is not None:
+        writer.add_chat_template(_templates(tokenizer.chat_template))
+    stripped = [token["content"] for token in described["added_tokens"] if token["lstrip"] or token["rstrip"]]
+    if stripped:
+        notes.append(f"{stripped[0]} swallows spaces beside it, and not in llama.cpp")
+    return notes, before
+
+
+def _add_words(writer: Any, described: Mapping[str, Any], tokens: list[str], types: list[int], reference: str) -> None:
+    """A byte-level BPE: words by a name, and merges."""
+    name = splitting_of(described, reference)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(name)
     writer.add_token_list(tokens)
@@ -68,34 +99,21 @@ def add_tokenizer(writer: Any, source: Source, rows: int) -> list[str]:
     writer.add_token_merges(
         [pair if isinstance(pair, str) else " ".join(pair) for pair in described["model"]["merges"]]
     )
-    notes = _add_special(writer, source)
-    if tokenizer.chat_template is not None:
-        writer.add_chat_template(_templates(tokenizer.chat_template))
-    if described.get("normalizer") is not None:
-        kind = described["normalizer"].get("type")
-        notes.append(
-            f"the tokenizer normalises texts ({kind}), which llama.cpp does not: it reads other tokens of some"
-        )
-    stripped = [token["content"] for token in described["added_tokens"] if token["lstrip"] or token["rstrip"]]
-    if stripped:
-        notes.append(f"{stripped[0]} swallows spaces beside it, and not in llama.cpp")
-    return notes
 
 
 def _described(tokenizer: Any, reference: str) -> dict[str, Any]:
     """The tokenizer's own file.
 
     Raises:
-        ModelError: it is not a byte-level BPE.
+        ModelError: it is neither a byte-level BPE nor one of SentencePiece's with bytes for what it does not know.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     described: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {"model": {}}
     model = described["model"]
     kind = model.get("type") or "a tokenizer without a tokenizer.json"
     decoder = (described.get("decoder") or {}).get("type")
-    if kind != "BPE" or model.get("byte_fallback") or decoder != "ByteLevel":
-        shown = f"{kind} with bytes as tokens of their own" if model.get("byte_fallback") else kind
-        problem = f"{reference}: its tokenizer is not a byte-level BPE but {shown}, which is not written as GGUF"
+    if kind != "BPE" or not (model.get("byte_fallback") or decoder == "ByteLevel"):
+        problem = f"{reference}: its tokenizer is no BPE of bytes, nor one that falls back to them, but {kind}"
         raise ModelError(f"{problem}\n    → export it as safetensors")
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         raise ModelError(
@@ -182,13 +200,13 @@ def read_tokenizer(path: Path) -> ReadTokenizer:
     def value(name: str) -> Any:
         return fields[f"tokenizer.{name}"].contents() if f"tokenizer.{name}" in fields else None
 
-    made = _built(value("ggml.tokens"), value("ggml.token_type"), value("ggml.merges"), SPLITTINGS[value("ggml.pre")])
     ends = (value(f"ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
-    return ReadTokenizer(
-        lambda text: list(made(text, add_special_tokens=False)["input_ids"]),
-        value("chat_template"),
-        frozenset(end for end in ends if end is not None),
-    )
+    rest = value("chat_template"), frozenset(end for end in ends if end is not None)
+    if value("ggml.model") == MODEL:
+        lists = (value(f"ggml.{name}") for name in ("tokens", "token_type", "scores", "add_space_prefix"))
+        return ReadTokenizer(encoder_of(*lists), *rest)
+    made = _built(value("ggml.tokens"), value("ggml.token_type"), value("ggml.merges"), SPLITTINGS[value("ggml.pre")])
+    return ReadTokenizer(lambda text: list(made(text, add_special_tokens=False)["input_ids"]), *rest)
 
 
 def _built(tokens: list[str], types: list[int], merges: list[str], splitting: Splitting) -> Any:

@@ -45,7 +45,7 @@ def compare(
     context: StageContext,
 ) -> dict[str, Any]:
     """The figures of an export, as JSON."""
-    texts = [*PROBES, *(source.tokenizer.decode(row.ids) for row in rows)]
+    texts = [*(written.before + text for text in PROBES), *(source.tokenizer.decode(row.ids) for row in rows)]
     found = _texts(source, module.load_tokenizer(target, written.file), texts)
     files = [target / written.file] if written.file else list(target.glob("*.safetensors"))
     student, export = _models(source, module, target, written)

@@ -1,4 +1,7 @@
-"""The rows on which exports are compared: the user's, or those held out of the student's own training."""
+"""The rows on which exports are compared: the user's, or those held out of the student's own training.
+
+And those to which rounding is fitted, which are others.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from easydistill.asking.outputs import LABELED_JSON
 from easydistill.config.dataset import ColumnsConfig, DatasetConfig
 from easydistill.config.evaluation import HeldoutConfig
-from easydistill.exporting.config import ComparedRowsConfig
+from easydistill.exporting.config import CalibrationConfig, ComparedRowsConfig
 from easydistill.methods.shared.rows import LabelledRows
 
 _ANSWERS = "stages/*-evaluate/answers.jsonl"
@@ -40,6 +44,40 @@ class ComparedRows:
         """The rows, once `preflight` has found that there are some."""
         assert self.labelled is not None, "preflight refuses this"
         return self.labelled
+
+
+@dataclass(frozen=True)
+class CalibrationRows:
+    """The rows to which formats of few bits fit their rounding."""
+
+    settings: CalibrationConfig
+    compared: ComparedRows
+
+    @cached_property
+    def labelled(self) -> LabelledRows | None:
+        """The rows; None if none were named and the student does not lie beside those that it learnt from."""
+        path = self.settings.labeled_path or rows_of_run(self.compared.student)
+        if path is None:
+            return None
+        template = self.compared.given.template if self.compared.given is not None else None
+        return LabelledRows(self.settings.as_dataset(path, template), HeldoutConfig(enabled=False), False)
+
+    @property
+    def known(self) -> LabelledRows:
+        """The rows, once `preflight` has found that there are some."""
+        assert self.labelled is not None, "preflight refuses this"
+        return self.labelled
+
+    def fingerprint(self) -> dict[str, object]:
+        """What the rounding depends on."""
+        return {**self.known.fingerprint(), **self.settings.identity()}
+
+
+def rows_of_run(student: str) -> str | None:
+    """The labelled rows beside a student; None if there are none."""
+    folder = Path(student).expanduser()
+    path = folder.parent / LABELED_JSON
+    return str(path) if folder.is_dir() and path.is_file() else None
 
 
 def heldout_file(student: str) -> Path | None:

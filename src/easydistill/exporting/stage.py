@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue, ModelError
 from easydistill.exporting.config import CheckConfig, split
 from easydistill.exporting.formats import FORMATS
-from easydistill.exporting.rows import ComparedRows
+from easydistill.exporting.rows import CalibrationRows, ComparedRows
 from easydistill.methods.shared.rendering import student_renderer, template_identity, template_shows_date
 from easydistill.methods.shared.rows import nothing_left, render_all
 from easydistill.models.checks import file_issues, model_issues
@@ -41,22 +42,35 @@ class ExportStage:
     inputs: tuple[str, ...] = ()
     classifies = False
 
-    def __init__(self, spec: str, student: str, rows: ComparedRows, check: CheckConfig, *, counts_rows: bool) -> None:
+    def __init__(
+        self,
+        spec: str,
+        student: str,
+        rows: ComparedRows,
+        check: CheckConfig,
+        calibration: CalibrationRows,
+        *,
+        counts_rows: bool,
+    ) -> None:
         """
         Args:
             spec: a format and its type of number.
             rows: on which the export is compared with the student.
+            calibration: rows to which rounding is fitted, if the format needs some.
             counts_rows: whether it tells which of them are rejected: they are the same for all formats.
         """
         self._counts_rows = counts_rows
         self._format, self._number = split(spec)
         self._student, self._rows, self._check = student, rows, check
+        self._calibration = calibration if FORMATS.module(self._format).CALIBRATES else None
         self.name = f"{self._format}-{self._number}"
         self.offers = (self.name, EXPORTED)
 
     def preflight(self) -> list[ConfigIssue]:
         key = "models.student"
+        module = FORMATS.module(self._format)
         issues = needs_extra("train", "torch", "transformers", "safetensors", "gguf")
+        issues += needs_extra(module.EXTRA, *module.IMPORTS)
         issues += model_issues(key, self._student) or file_issues(key, self._student, True)
         issues += self._row_issues() if not issues else []
         return issues or self.examine()
@@ -73,7 +87,17 @@ class ExportStage:
         if self._rows.labelled is None:
             problem = f"{self._student} does not lie in a run with held-out rows, on which exports could be compared"
             return [ConfigIssue("config", "models.student", problem, "set dataset.labeled_path: rows with answers")]
-        return unreadable_rows("dataset.labeled_path", self._rows.labelled.dataset.labeled_path)
+        issues = unreadable_rows("dataset.labeled_path", self._rows.labelled.dataset.labeled_path)
+        return issues or self._calibration_issues()
+
+    def _calibration_issues(self) -> list[ConfigIssue]:
+        if self._calibration is None:
+            return []
+        if self._calibration.labelled is None:
+            problem = f"{self._format} fits its rounding to rows, and {self._student} does not lie beside labelled ones"
+            hint = "set calibration.labeled_path: rows with answers, such as those that it learnt from"
+            return [ConfigIssue("config", "models.student", problem, hint)]
+        return unreadable_rows("calibration.labeled_path", self._calibration.labelled.dataset.labeled_path)
 
     def fingerprint(self) -> dict[str, Any]:
         return {
@@ -81,6 +105,7 @@ class ExportStage:
             "student": resolve(self._student).identity(),
             "rows": self._rows.known.fingerprint(),
             "check": self._check.identity(),
+            **({"calibration": self._calibration.fingerprint()} if self._calibration is not None else {}),
             **template_identity(self._rows.known.dataset),
         }
 
@@ -102,11 +127,18 @@ class ExportStage:
         # What an attempt that was killed has left is not whole.
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
+        # The config of a model that was not on this machine before the run.
+        if found := module.problem(source.config.to_dict(), self._number):
+            raise ModelError(f"{self._student}: {found[0]}\n    → {found[1]}")
         context.reporter.say(f"  writing {self._format}, {self._number}")
+        samples, rows, rejected = self._read(source, context)
+        if self._calibration is not None:
+            from easydistill.exporting.calibrating import calibration_of
+
+            source = replace(source, calibration=calibration_of(self._calibration, source, samples, context))
         written: Written = module.write(source, self._number, target)
         context.stop.raise_if_requested()
-        rows, rejected = self._read(source, context)
-        found = compare(source, module, target, written, [row for _, row in rows], self._check, context)
+        found = compare(source, module, target, written, rows, self._check, context)
         record = {
             "format": self._format,
             "number": self._number,
@@ -119,7 +151,8 @@ class ExportStage:
         refuse_other(record, lossless=self._number in module.LOSSLESS)
         write_companions(source, self._format, record, target)
         write_json(context.directory / EXPORTED, record)
-        context.notice(f"{self.name}: {note}" for note in written.notes)
+        for note in written.notes:
+            context.reporter.say(f"  note: {self.name}: {note}")
         show_directory(target, context.run_directory / FOLDER / self.name)
         outputs = [f"{self.name}/{path.name}" for path in sorted(target.iterdir())]
         told = rejected if self._counts_rows else []
@@ -127,8 +160,8 @@ class ExportStage:
         metrics = {EXPORTS: {name: record[name] for name in ("bytes", "kl", "agreement")}}
         return StageResult([*outputs, EXPORTED], counts, told, metrics=metrics)
 
-    def _read(self, source: Source, context: StageContext) -> tuple[list[tuple[Sample, Rendered]], list[Any]]:
-        """The rows on which models are compared, as the student reads them, and those that are rejected.
+    def _read(self, source: Source, context: StageContext) -> tuple[list[Sample], list[Rendered], list[Any]]:
+        """The rows on which models are compared, the same as the student reads them, and those that are rejected.
 
         Raises:
             DataError: no row is left.
@@ -141,7 +174,7 @@ class ExportStage:
         rows, rejected = render_all(renderer, list(samples), self._check.max_length, self.name, limits)
         if not rows:
             raise nothing_left("compare the export on", [*refused, *rejected])
-        return rows, [*refused, *rejected]
+        return [sample for sample, _ in rows], [row for _, row in rows], [*refused, *rejected]
 
 
 def source_of(reference: str) -> Source:

@@ -9,8 +9,16 @@ from pydantic import Field, model_validator
 from easydistill.config.base import Unfit
 from easydistill.config.job import JobConfig
 from easydistill.engine.stage import Stage
-from easydistill.exporting.config import CheckConfig, ComparedRowsConfig, ExportedModels, Format
-from easydistill.exporting.rows import ComparedRows
+from easydistill.exporting.config import (
+    CalibrationConfig,
+    CheckConfig,
+    ComparedRowsConfig,
+    ExportedModels,
+    Format,
+    split,
+)
+from easydistill.exporting.formats import FORMATS
+from easydistill.exporting.rows import CalibrationRows, ComparedRows
 from easydistill.exporting.stage import ExportStage
 
 
@@ -26,12 +34,16 @@ class Job(JobConfig):
     """Rows with answers, at `labeled_path`, on which student and exports are compared; by default those that were held
     out in the run that made the student."""
     check: CheckConfig = CheckConfig()
+    calibration: CalibrationConfig | None = None
+    """Rows to which the rounding of `gptq` and `awq` is fitted; other formats need none."""
 
     @model_validator(mode="after")
     def _formats_differ(self) -> Job:
         double = next((spec for spec in self.formats if self.formats.count(spec) > 1), None)
         if double is not None:
             raise Unfit(f"formats: {double} is there twice", "remove one of them")
+        if self.calibration is not None and not any(FORMATS.module(split(spec)[0]).CALIBRATES for spec in self.formats):
+            raise Unfit("calibration is given, which none of the formats needs", "remove it, or add gptq or awq")
         return self
 
 
@@ -39,4 +51,5 @@ def plan(job: Job) -> list[Stage]:
     """A stage for each format."""
     student, first = job.models.student, job.formats[0]
     rows = ComparedRows(job.dataset, student)
-    return [ExportStage(spec, student, rows, job.check, counts_rows=spec == first) for spec in job.formats]
+    fitted = CalibrationRows(job.calibration or CalibrationConfig(), rows)
+    return [ExportStage(spec, student, rows, job.check, fitted, counts_rows=spec == first) for spec in job.formats]

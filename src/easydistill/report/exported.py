@@ -61,9 +61,10 @@ def _row(record: dict[str, Any]) -> doc.Row:
         MISSING if size is None else f"{size / 1e6:,.1f} MB",
         MISSING if size is None or not source else f"{size / source:.0%}",
         MISSING if size is None or not parameters else f"{8 * size / parameters:.2f}",
-        MISSING if kl is None else f"{kl:.2g}",
+        # Sums of float32 are a little above or below 0 where the models are the same.
+        MISSING if kl is None else f"{kl:.2g}" if kl > 1e-6 else "0",
         MISSING if agreement is None else f"{agreement:.2%}",
-        ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or as_text(record.get("stored")) or MISSING,
+        ", ".join(f"{count} × {kind}" for kind, count in kinds.items()) or as_text(record.get("stored")) or MISSING,
         notes=(as_text(record.get("folder")),),
     )
 

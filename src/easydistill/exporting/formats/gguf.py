@@ -23,21 +23,22 @@ def write(source: Source, number: str, target: Path) -> Written:
     """Write `model-<number>.gguf`."""
     from easydistill.exporting.gguf_file import write_file
 
-    file = f"model-{number}.gguf"
-    notes, counts = write_file(source, number, target / file)
-    return Written(file, notes, {"tensors": counts})
+    return write_file(source, number, target / f"model-{number}.gguf")
 
 
 def load(source: Source, target: Path, file: str) -> Any:
     """The model as transformers reads the file's tensors, in the shape that the student's config gives.
 
     Raises:
-        ModelError: the file lacks tensors.
+        ModelError: the file lacks tensors, or rotates by other angles.
     """
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils.quantization_config import GgufConfig
 
+    from easydistill.exporting.gguf_rotation import refuse_other_rotation
+
+    refuse_other_rotation(target / file, source.config)
     model, info = AutoModelForCausalLM.from_pretrained(
         target,
         gguf_file=file,
