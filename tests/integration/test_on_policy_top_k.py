@@ -189,7 +189,9 @@ def test_tokens_without_a_score_and_of_other_heads_are_no_outcomes() -> None:
 
 
 def test_a_server_lists_what_a_teacher_here_does(listing: ListingVllm) -> None:
-    here, there = (who.lists(SEQUENCES, K, StopSignal()) for who in (local(listing.teacher), remote(listing)))
+    here, there = (
+        who.lists(SEQUENCES, K, StopSignal()) for who in (local(listing.teacher), remote(listing, timeout=60))
+    )
     assert {asked["prompt_logprobs"] for asked in listing.asked} == {K}
     for one, other in zip(here, there, strict=True):
         assert one.ids == other.ids
@@ -201,7 +203,7 @@ def test_a_server_lists_what_a_teacher_here_does(listing: ListingVllm) -> None:
 def test_servers_that_list_too_little_are_explained(listing: ListingVllm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ListingVllm, "prompt_logprobs", FakeVllm.prompt_logprobs)
     with pytest.raises(TeacherError, match=r"lists 1 tokens in the place of one, and 5 were asked for"):
-        remote(listing).lists(SEQUENCES, K, StopSignal())
+        remote(listing, timeout=60).lists(SEQUENCES, K, StopSignal())
 
 
 def test_servers_that_were_started_for_fewer_are_explained(listing: ListingVllm) -> None:
