@@ -179,8 +179,8 @@ def read_body(kind: type[Body], value: Any) -> Body:
 
 
 def _problem(error: ValidationError) -> ApiProblem:
-    first = error.errors(include_url=False, include_input=False)[0]
-    # Members of unions stand in the place too, in words of pydantic's.
+    # Of the members of a union, the one that came furthest is meant; they stand in the place too, in pydantic's words.
+    first = max(error.errors(include_url=False, include_input=False), key=lambda one: len(one["loc"]))
     place = ".".join(str(part) for part in first["loc"][:1]) or None
     if first["type"] == "extra_forbidden":
         return _unsupported(".".join(map(str, first["loc"])))

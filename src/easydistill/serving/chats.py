@@ -80,8 +80,9 @@ class Chats:
         )
         self._reader = AnswerReader(self._renderer)
 
-    def check(self) -> None:
-        """
+    def check(self) -> list[int]:
+        """The tokens of some prompt.
+
         Raises:
             DataError: the template does not show a question.
         """
@@ -89,6 +90,7 @@ class Chats:
         found = prompt_or_failure(self._renderer, GenerationRequest("", (asked,)), self.context)
         if not isinstance(found, list):
             raise DataError(found.detail)
+        return found
 
     # --- prompts ------------------------------------------------------------------------------------------------
 

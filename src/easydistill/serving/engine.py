@@ -68,6 +68,15 @@ class Engine:
         self._equal: bool | None = None
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
+    def prepare(self, prompt: list[int]) -> None:
+        """Find out how the model is decoded, so that the first request does not wait for it.
+
+        Args:
+            prompt: any prompt's tokens.
+        """
+        with torch.inference_mode():
+            decodes(self._model, prompt)
+
     def start(self) -> None:
         """Begin to answer."""
         self._thread.start()

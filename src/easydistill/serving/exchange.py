@@ -7,17 +7,18 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
+from easydistill.contracts.teacher import MALFORMED_CALL
 from easydistill.serving.bodies import ChatBody, CompletionBody
 from easydistill.serving.chats import Chats, Prompt
 from easydistill.serving.replies import Head, chat_logprobs, prompt_logprobs, text_logprobs, usage
 from easydistill.serving.rows import Ended, Event, Failed, Listener, Row, Scored, Told
 
-MALFORMED = "malformed_call"
-"""Key of a choice whose text calls a tool in a way that cannot be read: why."""
-
 
 class Exchange:
     """A request under way. Made in the event loop that reads it.
+
+    A choice whose text calls a tool in a way that cannot be read says why under `malformed_call`, which is ours; our
+    own client reads it.
 
     Attributes:
         rows: its answers; those of the first prompt come first.
@@ -105,7 +106,7 @@ class Exchange:
             message, problem = self._chats.answer(prompt, ended)
             choice: dict[str, Any] = {"index": number, "message": message, "finish_reason": _reason(message, ended)}
             choice["logprobs"] = chat_logprobs(scored, decode) if self.body.logprobs else None
-            return choice if problem is None else {**choice, MALFORMED: problem}
+            return choice if problem is None else {**choice, MALFORMED_CALL: problem}
         choice = {"index": number, "text": ended.text, "finish_reason": ended.reason, "logprobs": None}
         if self.body.logprobs is not None:
             choice["logprobs"] = text_logprobs(scored, decode)
@@ -169,7 +170,7 @@ class _ChatParts:
             numbered = [{"index": number, **call} for number, call in enumerate(calls)]
             yield {"delta": {"tool_calls": numbered}, **self._logprobs()}
         last = {"delta": {}, "finish_reason": _reason(message, event), **self._logprobs()}
-        yield last if problem is None else {**last, MALFORMED: problem}
+        yield last if problem is None else {**last, MALFORMED_CALL: problem}
 
     def _deltas(self, thoughts: str, said: str) -> Iterator[dict[str, Any]]:
         delta = {"reasoning_content": thoughts} if thoughts else {}

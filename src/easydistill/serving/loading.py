@@ -51,11 +51,12 @@ def load(settings: ServeSettings, reference: str, images: Path) -> Loaded:
     context = _context(settings, model, reference)
     try:
         chats = Chats(tokenizer, ends, settings.template, context, vocabulary, vision, store)
-        chats.check()
+        prompt = chats.check()
     except DataError as error:
         problem = str(error).partition("\n")[0]
         raise ModelError(f"{reference}: {problem}\n    → give a chat template: --template FILE") from None
     engine = Engine(model, settings.max_concurrency or ROWS, vision)
+    engine.prepare(prompt)
     return Loaded(engine, chats, f"{on}, {str(dtype).removeprefix('torch.')}")
 
 
