@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import openai
 import pytest
 from tests.support.pictures import GREEN, RED, picture
 from tests.support.serving import Script, Served, served
+from tests.support.tiny import save_untied
 from tests.support.vision_models import store_of, vision_model
 
 from easydistill.asking.answers import read_answer
@@ -34,8 +36,23 @@ QUESTIONS = ["Go.", "What is a river, and where do rivers end? " * 4, "Name thre
 
 
 @pytest.fixture(scope="module")
-def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with served(tiny_model, tmp_path_factory.mktemp("serve"), template=str(CHAT), max_concurrency=8) as found:
+def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model whose answers depend on all of the prompt, and hardly repeat a token."""
+    import torch
+
+    folder = save_untied(tiny_model, tmp_path_factory.mktemp("model") / "model", seed=3)
+    made = load_model(str(folder), torch.float32)
+    with torch.no_grad():
+        for weight in made.parameters():
+            if weight.dim() == 2:
+                weight.mul_(6)
+    made.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with served(model, tmp_path_factory.mktemp("serve"), template=str(CHAT), max_concurrency=8) as found:
         yield found
 
 
@@ -96,20 +113,25 @@ def test_answers_are_the_teacher_s_alone_together_and_streamed(server: Served) -
         message, chunks = streamed(server, text, temperature=0, max_tokens=most)
         assert message["content"] == said.text
         assert chunks[-1].choices[0].finish_reason == "length"
-    assert is_idle(server)
+    assert len({said.text for said in wanted.values()}) == len(wanted)
+    wait_until(lambda: is_idle(server))
 
 
-def test_every_end_token_ends_an_answer(server: Served, tiny_model: Path, tmp_path: Path) -> None:
+def test_every_end_token_ends_an_answer(server: Served, model: Path, tmp_path: Path) -> None:
     """The generation config's ends too, which the tokenizer does not know."""
     import shutil
 
-    said = server.teacher_says({"role": "user", "content": "Go."}, max_new_tokens=30)
-    ids = server.loaded.chats.tokenizer(said.text, add_special_tokens=False)["input_ids"]
+    with server.client() as client:
+        prompt = server.loaded.chats.tokenizer.decode(server.loaded.chats.check()).replace("Are you there?", "Go.")
+        raw_ids = server.loaded.chats.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        extra = {"return_token_ids": True}
+        told = client.completions.create(model="tiny", prompt=raw_ids, max_tokens=30, temperature=0, extra_body=extra)
+    ids = told.choices[0].token_ids  # type: ignore[attr-defined]
     end = next(token for token in ids[3:] if token not in ids[:3])
-    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
-    config = json.loads((model / "generation_config.json").read_text())
-    (model / "generation_config.json").write_text(json.dumps({**config, "eos_token_id": [2, end], "temperature": 0.7}))
-    with served(model, tmp_path, template=str(CHAT)) as other:
+    ending = Path(shutil.copytree(model, tmp_path / "model"))
+    config = json.loads((ending / "generation_config.json").read_text())
+    (ending / "generation_config.json").write_text(json.dumps({**config, "eos_token_id": [2, end], "temperature": 0.7}))
+    with served(ending, tmp_path, template=str(CHAT)) as other:
         teacher = other.teacher_says({"role": "user", "content": "Go."}, max_new_tokens=30)
         found = other.ask(temperature=0, max_tokens=30)
         assert found.choices[0].message.content == teacher.text and teacher.finish_reason == "stop"
@@ -196,34 +218,29 @@ def test_a_chat_with_calls_and_results_is_rendered_as_the_teacher_renders_it(ser
     assert found.choices[0].message.content == said.text and found.usage.prompt_tokens == said.prompt_tokens
 
 
-def test_log_probabilities_are_the_model_s_own(server: Served, tiny_model: Path) -> None:
+def test_log_probabilities_are_the_model_s_own(server: Served, model: Path) -> None:
     import torch
 
     options = {"temperature": 0.5, "seed": 1, "max_tokens": 5, "logprobs": True, "top_logprobs": 3}
     found = server.ask(**options)
     entries = found.choices[0].logprobs.content
-    tokenizer, model = server.loaded.chats.tokenizer, load_model(str(tiny_model), torch.float32)
+    tokenizer, own = server.loaded.chats.tokenizer, load_model(str(model), torch.float32)
     prompt = server.loaded.chats.check()
     text = tokenizer.decode(prompt).replace("Are you there?", "Go.")
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert len(entries) == 5
     for entry in entries:
-        logprobs_V = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        with torch.no_grad():
+            logprobs_V = own(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
         top = logprobs_V.topk(3)
         assert [other.logprob for other in entry.top_logprobs] == pytest.approx(top.values.tolist(), abs=1e-4)
-        (token,) = [
-            n
-            for n in range(len(logprobs_V))
-            if abs(float(logprobs_V[n]) - entry.logprob) < 2e-5 and tokenizer.decode([n]) == entry.token
-        ][:1]
+        token = int((logprobs_V - entry.logprob).abs().argmin())
+        assert float(logprobs_V[token]) == pytest.approx(entry.logprob, abs=1e-4)
+        assert tokenizer.decode([token]) == entry.token
         ids = [*ids, token]
     chunks = list(server.ask(stream=True, **options))
-    told = [
-        one
-        for chunk in chunks
-        for choice in chunk.choices
-        for one in (choice.logprobs.content if choice.logprobs else [])
-    ]
+    parts = [choice.logprobs.content for chunk in chunks for choice in chunk.choices if choice.logprobs]
+    told = [one for part in parts for one in part]
     assert [one.token for one in told] == [one.token for one in entries]
 
 
@@ -261,14 +278,13 @@ def test_plain_completions(server: Served) -> None:
     tokenizer = server.loaded.chats.tokenizer
     with server.client() as client:
         ids = tokenizer("Once upon a time")["input_ids"]
-        found = client.completions.create(
-            model="tiny", prompt="Once upon a time", temperature=0, max_tokens=6, logprobs=2
-        )
-        same = client.completions.create(model="tiny", prompt=[ids, ids], temperature=0, max_tokens=6, n=2)
+        greedy: Any = {"model": "tiny", "temperature": 0, "max_tokens": 6}
+        found = client.completions.create(prompt="Once upon a time", logprobs=2, **greedy)
+        same = client.completions.create(prompt=[ids, ids], n=2, **greedy)
         assert [choice.text for choice in same.choices] == [found.choices[0].text] * 4
         assert found.choices[0].finish_reason == "length" and len(found.choices[0].logprobs.tokens) == 6
         assert same.usage.prompt_tokens == 2 * len(ids) and same.usage.completion_tokens == 24
-        parts = list(client.completions.create(model="tiny", prompt=ids, temperature=0, max_tokens=6, stream=True))
+        parts = list(client.completions.create(prompt=ids, stream=True, **greedy))
         assert "".join(part.choices[0].text for part in parts) == found.choices[0].text
 
 
@@ -291,18 +307,18 @@ def test_it_teaches_another_job(server: Served, script: Script, stream: bool) ->
     assert reason == "malformed_call" and "JSON" in detail
 
 
-def test_it_scores_what_a_student_wrote(server: Served, tiny_model: Path) -> None:
+def test_it_scores_what_a_student_wrote(server: Served, model: Path) -> None:
     import torch
 
-    tokenizer, model = server.loaded.chats.tokenizer, load_model(str(tiny_model), torch.float32)
-    sequences = [
-        (tokenizer(text)["input_ids"], 2) for text in ("Once upon a time.", "A river ends in the sea.", "Why not?")
-    ]
+    tokenizer, own = server.loaded.chats.tokenizer, load_model(str(model), torch.float32)
+    texts = ("Once upon a time.", "A river ends in the sea.", "Why not?")
+    sequences = [(tokenizer(text)["input_ids"], 2) for text in texts]
     scores = ServerScores(own_client(server), Redactor(), lambda token: tokenizer.decode([token]))
     for (ids, start), found in zip(sequences, scores.score(sequences, StopSignal()), strict=True):
-        logprobs_TV = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-        own = [float(logprobs_TV[at - 1, ids[at]]) for at in range(start, len(ids))]
-        assert found == pytest.approx(own, abs=1e-4)
+        with torch.no_grad():
+            logprobs_TV = own(torch.tensor([ids])).logits[0].log_softmax(-1)
+        expected = [float(logprobs_TV[at - 1, ids[at]]) for at in range(start, len(ids))]
+        assert found == pytest.approx(expected, abs=1e-4)
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
@@ -330,7 +346,6 @@ def test_it_scores_what_a_student_wrote(server: Served, tiny_model: Path) -> Non
         ({"chat_template_kwargs": {"messages": []}}, "cannot set"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "bot", "content": "x"}]}, "role"),
-        ({"messages": [{"role": "user", "content": "\ud800"}]}, "surrogate"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]}, "sound"),
         ({"messages": [{"role": "user", "content": "word " * 5000}]}, "tokens, the model takes 2048"),
     ],
@@ -365,6 +380,8 @@ def test_other_errors_have_the_same_shape(server: Served) -> None:
         ("/v1/chat/completions", None, 405),
         ("/v1/chat/completions", b"{", 400),
         ("/v1/chat/completions", b"[]", 400),
+        ("/v1/chat/completions", b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}', 400),
+        ("/v1/completions", b'{"model": "tiny", "prompt": "\\ud800"}', 400),
         ("/v1/models/other", None, 404),
     ):
         found, body = raw(server, path, data)
@@ -456,8 +473,12 @@ def test_the_end_waits_for_requests_under_way(
     slowly(monkeypatch, 0.01)
     found: list[Any] = []
     with served(tiny_model, tmp_path) as server:
-        asking = threading.Thread(target=lambda: found.append(server.ask(max_tokens=60)))
+        client = server.client()
+        messages: Any = [{"role": "user", "content": "Go."}]
+        ask = partial(client.chat.completions.create, model="tiny", messages=messages, max_tokens=60)
+        asking = threading.Thread(target=lambda: found.append(ask()))
         asking.start()
         wait_until(lambda: server.loaded.engine._rows)
     asking.join()
+    client.close()
     assert found[0].usage.completion_tokens == 60
