@@ -86,12 +86,16 @@ def _bound(settings: ServeSettings) -> socket.socket:
     Raises:
         ConfigError: it is taken, or not of this machine.
     """
+    place: socket.socket | None = None
     try:
         family, *_, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
         place = socket.socket(family, socket.SOCK_STREAM)
+        # As servers do: connections of an ended one that linger do not matter.
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         place.bind(address)
     except (OSError, OverflowError) as error:
+        if place is not None:
+            place.close()
         problem = f"{_address(settings.host, settings.port)} cannot be used: {error}"
         raise ConfigError(ConfigIssue("command line", "--port", problem, "choose another --port or --host")) from None
     return place
