@@ -31,7 +31,10 @@ from easydistill.teachers.openai.scores import ServerScores
 from easydistill.teachers.openai.teacher import OpenAITeacher
 
 CHAT = Path(__file__).resolve().parents[2] / "examples/agent_traces/chat.jinja"
-TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "f", "parameters": {"type": "object", "properties": {}}},
+}
 QUESTIONS = ["Go.", "What is a river, and where do rivers end? " * 4, "Name three.", "Why?", "a" * 90]
 
 
@@ -341,6 +344,8 @@ def test_it_scores_what_a_student_wrote(server: Served, model: Path) -> None:
         ({"top_logprobs": 2}, "logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {"type": "json_object"}, "tools": [TOOL]}, "not both"),
+        ({"tools": [{"type": "function", "function": {**TOOL["function"], "strict": True}}]}, "strict"),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "strange"}}}}, "grammar"),
         ({"stream_options": {"include_usage": True}}, "stream"),
         ({"chat_template_kwargs": {"messages": []}}, "cannot set"),

@@ -99,6 +99,8 @@ class ChatBody(_Body):
             raise ValueError("top_logprobs needs logprobs: set logprobs to true")
         if self.tool_choice not in (None, "auto", "none"):
             raise ValueError('tool_choice can be "auto" or "none": a model here is not made to call a tool')
+        if self.tools and self.tool_choice != "none" and self.schema_wanted is not None:
+            raise ValueError("response_format leaves no room for calls: send tools or response_format, not both")
         return self
 
     @property

@@ -128,6 +128,10 @@ class Chats:
             raise refused(_first_line(ids.detail), "messages", code)
         if not ids:
             raise refused("the chat template makes nothing of these messages", "messages")
+        if body.schema_wanted is not None and self._reader.opens_thoughts(ids):
+            message = "the chat template opens the answer's thoughts, and response_format leaves no room for any: "
+            hint = 'turn them off, such as with chat_template_kwargs {"enable_thinking": false}'
+            raise refused(message + hint, "response_format")
         return Prompt(ids, images_of(*messages), tools)
 
     def tokens(self, text: str | list[int]) -> Prompt:
@@ -148,6 +152,10 @@ class Chats:
             raise refused("the prompt has no tokens", "prompt")
         if stranger := next((token for token in ids if not 0 <= token < self._vocabulary), None):
             raise refused(f"token {stranger} is out of vocabulary: the model has {self._vocabulary}", "prompt")
+        if self._vision is not None and not set(self._vision.processor.reserved_ids).isdisjoint(ids):
+            raise refused(
+                "the prompt holds a token that stands for an image: send images to chat/completions", "prompt"
+            )
         if self.context is not None and len(ids) >= self.context:
             detail = f"the prompt has {len(ids)} tokens, and the model's context length is {self.context}"
             raise refused(detail, "prompt", TOO_LONG)
@@ -227,6 +235,8 @@ class Chats:
             tools = tools_of(body.tools)
         except MalformedRow as problem:
             raise refused(_first_line(problem), "tools") from None
+        if any(isinstance(tool.get("function"), dict) and tool["function"].get("strict") for tool in tools):
+            raise refused("strict tools are not supported: calls are not held to a schema", "tools")
         try:
             why = self._reader.check_tools()
         except TeacherError as error:

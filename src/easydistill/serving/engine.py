@@ -96,11 +96,12 @@ class Engine:
         return scoring.found
 
     def close(self) -> None:
-        """Give up what is unanswered, and end the thread."""
+        """Give up what is unanswered, and end the thread. May be called again."""
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _queue(self, items: Sequence[Row | _Scoring]) -> None:
         with self._changed:

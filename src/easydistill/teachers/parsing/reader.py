@@ -137,6 +137,10 @@ class AnswerReader:
     def _form(self) -> Form | None:
         return form_of(self._renderer)
 
+    def opens_thoughts(self, prompt: Sequence[int]) -> bool:
+        """Whether an answer to a prompt begins inside its thoughts."""
+        return not self._is_harmony and bool(self._opened(prompt))
+
     def _opened(self, prompt: Sequence[int]) -> str:
         """The mark of thoughts with which a prompt ends, if it does."""
         end: str = self._tokenizer.decode(list(prompt[-_LAST_PROMPT_TOKENS:]), skip_special_tokens=False)
