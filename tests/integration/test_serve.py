@@ -31,10 +31,8 @@ from easydistill.teachers.openai.scores import ServerScores
 from easydistill.teachers.openai.teacher import OpenAITeacher
 
 CHAT = Path(__file__).resolve().parents[2] / "examples/agent_traces/chat.jinja"
-TOOL: dict[str, Any] = {
-    "type": "function",
-    "function": {"name": "f", "parameters": {"type": "object", "properties": {}}},
-}
+FUNCTION: dict[str, Any] = {"name": "f", "parameters": {"type": "object", "properties": {}}}
+TOOL = {"type": "function", "function": FUNCTION}
 QUESTIONS = ["Go.", "What is a river, and where do rivers end? " * 4, "Name three.", "Why?", "a" * 90]
 
 
@@ -316,6 +314,10 @@ def test_it_scores_what_a_student_wrote(server: Served, model: Path) -> None:
     tokenizer, own = server.loaded.chats.tokenizer, load_model(str(model), torch.float32)
     texts = ("Once upon a time.", "A river ends in the sea.", "Why not?")
     sequences = [(tokenizer(text)["input_ids"], 2) for text in texts]
+    # A request of which nothing can be scored, and one whose client has gone, are no hindrance.
+    sequences.append(([5], 1))
+    score = server.loaded.engine.score(sequences[0][0])
+    score.cancel()
     scores = ServerScores(own_client(server), Redactor(), lambda token: tokenizer.decode([token]))
     for (ids, start), found in zip(sequences, scores.score(sequences, StopSignal()), strict=True):
         with torch.no_grad():
@@ -345,7 +347,7 @@ def test_it_scores_what_a_student_wrote(server: Served, model: Path) -> None:
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"response_format": {"type": "xml"}}, "response_format"),
         ({"response_format": {"type": "json_object"}, "tools": [TOOL]}, "not both"),
-        ({"tools": [{"type": "function", "function": {**TOOL["function"], "strict": True}}]}, "strict"),
+        ({"tools": [{"type": "function", "function": {**FUNCTION, "strict": True}}]}, "strict"),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "strange"}}}}, "grammar"),
         ({"stream_options": {"include_usage": True}}, "stream"),
         ({"chat_template_kwargs": {"messages": []}}, "cannot set"),

@@ -104,7 +104,7 @@ def test_real_weights_through_transformers(smollm: Path, tmp_path: Path) -> None
 def test_real_weights_through_vllm(smollm: Path, tmp_path: Path) -> None:
     arguments = (TEACHER, "--served-name", "smol", "--dtype", "float32", "--max-model-len", "512")
     with (
-        command(tmp_path / "log", *arguments, "--max-concurrency", "8", seconds=500) as (process, url),
+        command(tmp_path / "log", *arguments, "--max-concurrency", "8", seconds=900) as (process, url),
         client(url) as api,
     ):
         assert [model.id for model in api.models.list()] == ["smol"]

@@ -41,7 +41,7 @@ SCORED_TOKENS, SCORED_ROWS = 8192, 64
 """Most tokens and rows that are scored in one pass."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Scoring:
     """Tokens whose log-probabilities are wanted."""
 
@@ -92,7 +92,10 @@ class Engine:
     def score(self, ids: list[int]) -> Future[list[float]]:
         """log p(token | tokens before) of the second token and all later ones, in nats, at temperature 1."""
         scoring = _Scoring(ids)
-        self._queue([scoring])
+        if len(ids) < 2:
+            scoring.found.set_result([])
+        else:
+            self._queue([scoring])
         return scoring.found
 
     def close(self) -> None:
@@ -132,7 +135,7 @@ class Engine:
             if isinstance(item, Row):
                 item.fail(ApiProblem(503, "the server has ended"))
             else:
-                item.found.cancel()
+                item.found.set_exception(ApiProblem(503, "the server has ended"))
 
     def _next(self) -> Row | _Scoring | None:
         """What is to be done first; None if the engine is to end."""
@@ -242,14 +245,25 @@ class Engine:
 
     # --- scores -------------------------------------------------------------------------------------------------
 
-    def _score(self) -> None:
-        def fits(item: Row | _Scoring, taken: list[_Scoring]) -> bool:
-            if not isinstance(item, _Scoring):
-                return False
-            width = max(len(other.ids) for other in (*taken, item))
-            return not taken or (len(taken) + 1) * width <= SCORED_TOKENS
+    def _scorings(self) -> list[_Scoring]:
+        """Scores that are wanted, as many as fit into one pass; answers that wait between them are left where they
+        are, since whoever wants scores asks for a token of an answer too."""
+        taken: list[_Scoring] = []
+        with self._changed:
+            for item in [*self._waiting]:
+                if not isinstance(item, _Scoring):
+                    continue
+                width = max(len(other.ids) for other in (*taken, item))
+                if len(taken) == SCORED_ROWS or (taken and (len(taken) + 1) * width > SCORED_TOKENS):
+                    break
+                taken.append(item)
+                self._waiting.remove(item)
+        return taken
 
-        batch: list[_Scoring] = self._taken(SCORED_ROWS, fits)
+    def _score(self) -> None:
+        batch = [item for item in self._scorings() if item.found.set_running_or_notify_cancel()]
+        if not batch:
+            return
         try:
             sequences = [(item.ids, 1) for item in batch]
             logprobs_N, _ = completion_logprobs(
