@@ -134,7 +134,7 @@ class Engine:
         for item in left:
             if isinstance(item, Row):
                 item.fail(ApiProblem(503, "the server has ended"))
-            else:
+            elif item.found.set_running_or_notify_cancel():
                 item.found.set_exception(ApiProblem(503, "the server has ended"))
 
     def _next(self) -> Row | _Scoring | None:
@@ -184,6 +184,8 @@ class Engine:
         flow = Flow(self._model)
         with grouped_attention(self._model):
             while not self._closing:
+                # Not behind the longest answer. Attention is another one here, which takes no rows without padding.
+                self._score(flat=False)
                 self._admit(flow)
                 if not self._rows:
                     return
@@ -260,19 +262,20 @@ class Engine:
                 self._waiting.remove(item)
         return taken
 
-    def _score(self) -> None:
+    def _score(self, *, flat: bool = True) -> None:
         batch = [item for item in self._scorings() if item.found.set_running_or_notify_cancel()]
         if not batch:
             return
         try:
             sequences = [(item.ids, 1) for item in batch]
             logprobs_N, _ = completion_logprobs(
-                self._model, sequences, 0, None, with_entropy=False, flat=True, vision=self._vision
+                self._model, sequences, 0, None, with_entropy=False, flat=flat, vision=self._vision
             )
         except Exception as error:
             for item in batch:
                 item.found.set_exception(ApiProblem(500, f"{type(error).__name__}: {error}"))
-            raise
+            LOGGER.exception("%d scores failed", len(batch))
+            return
         found, at = logprobs_N.tolist(), 0
         for item in batch:
             item.found.set_result(found[at : at + len(item.ids) - 1])
