@@ -36,6 +36,7 @@ COMMANDS = (
     "compare",
     "doctor",
     "signals",
+    "serve",
 )
 
 
@@ -95,7 +96,27 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--quick", action="store_true", help="measure nothing, only look")
     doctor.add_argument("--json", action="store_true", help="as JSON")
     _add_actions(add("signals", "inspect a store of teacher signals, or verify it with the teacher"))
+    _add_serving(add("serve", "put a trained student, or any model, behind OpenAI's protocol"))
     return parser
+
+
+def _add_serving(serve: argparse.ArgumentParser) -> None:
+    serve.usage = "easydistill serve MODEL [options] [-- ARGUMENTS OF VLLM'S SERVER]"
+    serve.add_argument("model", help="a student's folder, a run directory, a hub id, a .gguf file, pkg://package/file")
+    words = "what runs it; auto: vLLM if it is installed, else transformers (default auto)"
+    serve.add_argument("--backend", choices=("auto", "transformers", "vllm"), default="auto", help=words)
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1)")
+    serve.add_argument("--port", type=_port, default=8000, help="default 8000")
+    serve.add_argument("--served-name", metavar="NAME", help="the model's name in requests (default: MODEL as given)")
+    words = "the environment variable with the key that clients must send (default: none is asked for)"
+    serve.add_argument("--api-key-env", metavar="NAME", help=words)
+    serve.add_argument("--template", metavar="FILE", help="a chat template (Jinja) in place of the model's own")
+    words = "numbers of the weights (default auto)"
+    serve.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help=words)
+    serve.add_argument("--max-model-len", type=_count, metavar="N", help="longest prompt plus answer, in tokens")
+    words = "answers written at once (default: 32, or as vLLM has it)"
+    serve.add_argument("--max-concurrency", type=_count, metavar="N", help=words)
+    serve.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the weights")
 
 
 def _add_actions(signals: argparse.ArgumentParser) -> None:
@@ -115,6 +136,13 @@ def _add_actions(signals: argparse.ArgumentParser) -> None:
 def _count(text: str) -> int:
     value = int(text)
     if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 65536:
         raise ValueError(text)
     return value
 
@@ -143,7 +171,13 @@ def _with_command(arguments: list[str]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    arguments = _parser().parse_args(_with_command(list(sys.argv[1:] if argv is None else argv)))
+    given, behind = _with_command(list(sys.argv[1:] if argv is None else argv)), list[str]()
+    if given[0] == "serve" and "--" in given:
+        # What is behind it is another program's; argparse would only say that it does not know it.
+        at = given.index("--")
+        given, behind = given[:at], given[at + 1 :]
+    arguments = _parser().parse_args(given)
+    arguments.behind = behind
     try:
         return int(_DISPATCH[arguments.command](arguments))
     except Interrupted as error:
@@ -404,6 +438,15 @@ def _signals(arguments: argparse.Namespace) -> int:
     return EXIT_FAILED
 
 
+def _serve(arguments: argparse.Namespace) -> int:
+    from easydistill.serving.command import serve
+    from easydistill.serving.settings import ServeSettings
+
+    given = {name: value for name, value in vars(arguments).items() if name not in ("command", "behind")}
+    serve(ServeSettings(**given, vllm_arguments=tuple(arguments.behind)))
+    return EXIT_OK
+
+
 _DISPATCH: dict[str, Any] = {
     "run": _run,
     "retry": _run,
@@ -417,6 +460,7 @@ _DISPATCH: dict[str, Any] = {
     "compare": _compare,
     "doctor": _doctor,
     "signals": _signals,
+    "serve": _serve,
 }
 
 if __name__ == "__main__":

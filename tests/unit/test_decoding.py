@@ -17,7 +17,7 @@ from easydistill.models.decoding.check import decodes
 from easydistill.models.decoding.graphs import CHECK_EVERY, DecodeGraphs, RecordedStep, recordable
 from easydistill.models.decoding.loop import decode
 from easydistill.models.draws import BLOCK, DrawRule, SeededSampler, draw, invert_cdf
-from easydistill.models.sampling import _by_generate, generate_batch
+from easydistill.models.sampling import by_generate, generate_batch
 
 VOCABULARY = 700
 ENDS = frozenset(range(0, VOCABULARY, 9))
@@ -57,7 +57,7 @@ def test_answers_are_those_of_generate(kind: str, prefix: list[int], values: dic
     assert decodes(model, prompts[0])
     ours = generate_batch(model, prompts, ENDS, 24, sampler(len(prompts), **values))
     with torch.inference_mode():
-        theirs = _by_generate(model, prompts, ENDS, 24, sampler(len(prompts), **values), None)
+        theirs = by_generate(model, prompts, ENDS, 24, [sampler(len(prompts), **values)])
     for answer, row in zip(ours, theirs, strict=True):
         kept = list(itertools.takewhile(lambda token: token not in ENDS, row))
         assert (answer.ids, answer.ended) == (kept, len(kept) < len(row))

@@ -36,6 +36,10 @@ class Answer:
     """The end token, if there is one."""
 
 
+Processor = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+"""Token ids (B, T) and logits (B, V) → something of the batch's rows."""
+
+
 class Allowed(Protocol):
     """Takes tokens out of distributions, as `SchemaMasks`."""
 
@@ -124,7 +128,7 @@ def generate_batch(
     elif min(map(len, prompts)) > 0:
         rows = _decoded(model, prompts, eos_ids, room, sampler, allowed, graphs)
     if rows is None:
-        rows = _by_generate(model, prompts, eos_ids, room, sampler, allowed, seen)
+        rows = by_generate(model, prompts, eos_ids, room, [sampler] if allowed is None else [allowed, sampler], seen)
     return [_answer(row, eos_ids) for row in rows]
 
 
@@ -152,17 +156,25 @@ def _decoded(
     return decode(model, prompts, eos_ids, room, sampler, masks)
 
 
-def _by_generate(
+def by_generate(
     model: Any,
     prompts: Sequence[list[int]],
     eos_ids: frozenset[int],
     room: int,
-    sampler: SeededSampler,
-    masks: Allowed | None,
+    processors: Sequence[Processor],
     seen: Callable[[torch.Tensor], dict[str, torch.Tensor]] | None = None,
+    ended: Processor | None = None,
 ) -> list[list[int]]:
-    """New tokens of each prompt; those after an end token mean nothing."""
-    from transformers import GenerationConfig, LogitsProcessorList
+    """New tokens of each prompt by transformers' `generate`; those after an end token mean nothing.
+
+    Args:
+        room: most new tokens of a row.
+        processors: applied to the logits (B, V) one after the other, given the ids so far (B, T). The last one leaves
+            one token of each row.
+        seen: what the model is given beside the padded ids of the prompts.
+        ended: which rows have ended, as (B) booleans, beside those with an end token; called as processors are.
+    """
+    from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
     from easydistill.models.decoding.batch import padded_left
 
@@ -176,7 +188,8 @@ def _by_generate(
             attention_mask=mask_BT,
             generation_config=config,
             **({} if seen is None else seen(ids_BT)),
-            logits_processor=LogitsProcessorList([sampler] if masks is None else [masks, sampler]),
+            logits_processor=LogitsProcessorList(processors),
+            stopping_criteria=None if ended is None else StoppingCriteriaList([ended]),
         )
     rows: list[list[int]] = out_BT[:, ids_BT.shape[1] :].tolist()
     return rows

@@ -117,6 +117,13 @@ class ImageStore:
             raise DataError(f"{self.folder}: the image {digest} is missing\n    → start the run in a new output_dir")
         return found
 
+    def remove(self, digest: str) -> None:
+        """Remove an image; one that is not there is no error."""
+        found = self._found(digest)
+        if found is not None:
+            found.unlink(missing_ok=True)
+        self._files.pop(digest, None)
+
     def _found(self, digest: str) -> Path | None:
         if digest not in self._files and self.folder is not None:
             stem = digest.removeprefix(PREFIX)

@@ -79,12 +79,32 @@ class FilledLayer(DynamicLayer):  # type: ignore[misc]
         self.keys = self._keys_BHTD[:, :, :filled]
         self.values = self._values_BHTD[:, :, :filled]
 
-    def keep(self, rows_B: torch.Tensor) -> None:
-        """Drop all but these rows."""
+    def keep(self, rows_B: torch.Tensor, first: int = 0) -> None:
+        """Drop all but these rows, and of these all before token `first`."""
         # Layers of a model that is spread over devices are on different ones.
         rows_B = rows_B.to(self.keys.device)
-        self._rows = len(rows_B)
-        self._move(self.keys.index_select(0, rows_B), self.values.index_select(0, rows_B), self._filled)
+        keys_BHTD, values_BHTD = (part[:, :, first:].index_select(0, rows_B) for part in (self.keys, self.values))
+        self._rows, self._filled = len(rows_B), self._filled - first
+        self._move(keys_BHTD, values_BHTD, self._filled)
+
+    def joined(self, other: FilledLayer, capacity: int) -> FilledLayer:
+        """The rows of both, this one's first. The shorter ones are padded before their tokens.
+
+        Args:
+            capacity: most tokens of a row.
+        """
+        filled = max(self._filled, other._filled)
+        made = FilledLayer(self._rows + other._rows, capacity)
+        made.dtype, made.device, made.is_initialized = self.dtype, self.device, True
+        made._room(self.keys, self.values, filled)
+        for layer, rows in ((self, slice(None, self._rows)), (other, slice(self._rows, None))):
+            start = filled - layer._filled
+            for whole_BHTD, part_BHTD in ((made._keys_BHTD, layer.keys), (made._values_BHTD, layer.values)):
+                # Not what memory happens to hold: a score that is not a number cannot be masked by adding to it.
+                whole_BHTD[rows, :, :start] = 0
+                whole_BHTD[rows, :, start:filled] = part_BHTD
+        made._show(filled)
+        return made
 
     def _move(self, keys_BHTD: torch.Tensor, values_BHTD: torch.Tensor, tokens: int) -> None:
         """Make room for so many tokens anew, and take over the filled part."""
@@ -101,9 +121,10 @@ class Batch:
         model: a causal language model, on its device.
         prompts: token ids of each prompt.
         room: most new tokens of a row.
+        capacity: most tokens of a row in the cache; by default those of the longest prompt and `room`.
     """
 
-    def __init__(self, model: Any, prompts: Sequence[list[int]], room: int) -> None:
+    def __init__(self, model: Any, prompts: Sequence[list[int]], room: int, *, capacity: int | None = None) -> None:
         import torch
 
         self._prefix = shared_prefix(prompts)
@@ -117,8 +138,18 @@ class Batch:
         self._filled = self._prefix + width
         self._position_B1 = self._seen_BT[:, : self._filled].sum(1, keepdim=True) - 1
         layers = model.config.get_text_config(decoder=True).num_hidden_layers
-        self._layers = [FilledLayer(len(prompts), self._filled + room) for _ in range(layers)]
+        self._layers = [FilledLayer(len(prompts), capacity or self._filled + room) for _ in range(layers)]
         self._forward = NextLogits(model, Cache(layers=self._layers))
+
+    @property
+    def seen(self) -> torch.Tensor:
+        """(B, T): 1 for each token so far, 0 for padding."""
+        return self._seen_BT[:, : self._filled]
+
+    @property
+    def layers(self) -> list[FilledLayer]:
+        """What is cached of them."""
+        return self._layers
 
     def begin(self) -> torch.Tensor:
         """Logits (B, V) of each row's first new token."""

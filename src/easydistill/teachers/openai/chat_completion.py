@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from easydistill.config.inference import ApiInferenceConfig
-from easydistill.contracts.teacher import GenerationRequest, sample_seed
+from easydistill.contracts.teacher import MALFORMED_CALL, GenerationRequest, sample_seed
 from easydistill.data.messages import openai_message
 from easydistill.teachers.openai.features import json_schema_format
 from easydistill.teachers.openai.parts import CallParts, ThoughtParts, is_answer
@@ -102,6 +102,7 @@ def parse_body(content: bytes) -> dict[str, Any]:
     answer.add_message(choice["message"], text)
     answer.finish_reason = _text_or_none(choice.get("finish_reason"))
     answer.logprobs = choice.get("logprobs")
+    answer.add_problem(choice)
     return answer.arguments()
 
 
@@ -146,6 +147,7 @@ class StreamParser:
             delta = choices[0].get("delta")
             if isinstance(delta, dict):
                 self.answer.add_delta(delta, self.raw)
+            self.answer.add_problem(choices[0])
             self.answer.finish_reason = _text_or_none(choices[0].get("finish_reason")) or self.answer.finish_reason
 
     def result(self) -> dict[str, Any]:
@@ -174,6 +176,7 @@ class Answer:
         self._thoughts = ThoughtParts()
         self._calls = CallParts()
         self._refusal: list[str] = []
+        self._problem: str | None = None
         self._seen_text = False
         self._head: dict[str, Any] = {}
         self._usage: dict[str, Any] = {}
@@ -185,6 +188,10 @@ class Answer:
                 self._head[name] = body[name]
         if isinstance(body.get("usage"), dict):
             self._usage = body["usage"]
+
+    def add_problem(self, choice: dict[str, Any]) -> None:
+        """Keep why a call in the text cannot be read: `easydistill serve` says so, other servers leave it as text."""
+        self._problem = _text_or_none(choice.get(MALFORMED_CALL)) or self._problem
 
     def add_message(self, message: dict[str, Any], raw: str) -> None:
         """Add a whole message."""
@@ -214,6 +221,8 @@ class Answer:
         extra = {name: value for name, value in self._head.items() if name != "model"}
         if self._refusal:
             extra["refusal"] = "".join(self._refusal)
+        if self._problem is not None:
+            extra[MALFORMED_CALL] = self._problem
         if self.logprobs is not None:
             extra["logprobs"] = self.logprobs
         return {

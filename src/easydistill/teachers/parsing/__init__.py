@@ -6,5 +6,6 @@ never an answer.
 """
 
 from easydistill.teachers.parsing.reader import AnswerReader, Written, text_of
+from easydistill.teachers.parsing.stream import AnswerStream
 
-__all__ = ["AnswerReader", "Written", "text_of"]
+__all__ = ["AnswerReader", "AnswerStream", "Written", "text_of"]

@@ -14,6 +14,7 @@ from easydistill.errors import DataError, TeacherError
 from easydistill.teachers.parsing.form import Form
 from easydistill.teachers.parsing.forms import form_of, shows_tools
 from easydistill.teachers.parsing.harmony import is_harmony, read_harmony
+from easydistill.teachers.parsing.stream import AnswerStream, Marks
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer
@@ -81,11 +82,13 @@ class AnswerReader:
             prompt: its token ids; where they end by opening the thoughts, the text begins with that.
             tools: those that the prompt brought; without any, nothing in a text is a call.
         """
-        text = self.text(ids)
+        return self.read_text(self.text(ids), ids, prompt, tools)
+
+    def read_text(self, text: str, ids: Sequence[int], prompt: Sequence[int], tools: Sequence[Tool] = ()) -> Written:
+        """As `read`, where the text of the tokens is known, or only the beginning of it is the answer."""
         if self._is_harmony:
             return self._harmony(text)
-        end: str = self._tokenizer.decode(list(prompt[-_LAST_PROMPT_TOKENS:]), skip_special_tokens=False)
-        whole = opened_thoughts(end) + text
+        whole = self._opened(prompt) + text
         reasoning, head, said = self._apart(whole)
         calls: list[ToolCall] = []
         if tools:
@@ -96,6 +99,17 @@ class AnswerReader:
                 return Written(whole, problem=str(problem))
         text = head + (said if calls else self._unframed(said))
         return Written(text, reasoning, calls, whole=whole)
+
+    def stream(self, prompt: Sequence[int], tools: Sequence[Tool] = ()) -> AnswerStream:
+        """Tells an answer to a prompt while it is being written; arguments as for `read`."""
+        marks = Marks(
+            own=self._own_marks,
+            frame=self._frame,
+            form=self._form if tools else None,
+            whole_only=self._is_harmony,
+            text_waits=bool(tools) and self._form is None,
+        )
+        return AnswerStream(marks, "" if self._is_harmony else self._opened(prompt))
 
     def check_tools(self) -> str | None:
         """Why prompts with tools cannot be answered; None if they can.
@@ -122,6 +136,15 @@ class AnswerReader:
     @cached_property
     def _form(self) -> Form | None:
         return form_of(self._renderer)
+
+    def opens_thoughts(self, prompt: Sequence[int]) -> bool:
+        """Whether an answer to a prompt begins inside its thoughts."""
+        return not self._is_harmony and bool(self._opened(prompt))
+
+    def _opened(self, prompt: Sequence[int]) -> str:
+        """The mark of thoughts with which a prompt ends, if it does."""
+        end: str = self._tokenizer.decode(list(prompt[-_LAST_PROMPT_TOKENS:]), skip_special_tokens=False)
+        return opened_thoughts(end)
 
     @property
     def _has_schema(self) -> bool:
