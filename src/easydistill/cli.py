@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from easydistill import __version__
+from easydistill.cloud.commands import NAMES, add_commands, run_command
 from easydistill.errors import EXIT_FAILED, EXIT_OK, EasyDistillError, Interrupted
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ COMMANDS = (
     "compare",
     "doctor",
     "signals",
+    *NAMES,
 )
 
 
@@ -95,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--quick", action="store_true", help="measure nothing, only look")
     doctor.add_argument("--json", action="store_true", help="as JSON")
     _add_actions(add("signals", "inspect a store of teacher signals, or verify it with the teacher"))
+    add_commands(add, add_config)
     return parser
 
 
@@ -404,6 +407,10 @@ def _signals(arguments: argparse.Namespace) -> int:
     return EXIT_FAILED
 
 
+def _elsewhere(arguments: argparse.Namespace) -> int:
+    return run_command(arguments, _config)
+
+
 _DISPATCH: dict[str, Any] = {
     "run": _run,
     "retry": _run,
@@ -417,6 +424,7 @@ _DISPATCH: dict[str, Any] = {
     "compare": _compare,
     "doctor": _doctor,
     "signals": _signals,
+    **dict.fromkeys(NAMES, _elsewhere),
 }
 
 if __name__ == "__main__":
