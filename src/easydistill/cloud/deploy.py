@@ -37,7 +37,7 @@ def request(student: Path, to: str, settings: Path | None, changes: Sequence[str
     """
     if to != eas.Config.name:
         raise ConfigError(ConfigIssue("command line", "--to", f'there is no target "{to}"', f"use {eas.Config.name}"))
-    typed = read_settings(settings, changes, eas.Config)
+    typed = read_settings(settings, changes, eas.Config, eas.Config.name)
     notes = check_ends(student)
     text = eas.render(typed, _name(student))
     where = f"the service reads the student from {typed.model}: copy {student} there"

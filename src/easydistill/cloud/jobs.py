@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from easydistill.cloud import records
 from easydistill.cloud.prepare import Prepared, local_path, prepare, same_config
@@ -52,7 +53,7 @@ def request(
         ConfigError: the job cannot be run there, with every reason that is found.
     """
     module = _module(to)
-    typed: TargetConfig = read_settings(settings, changes, module.Config)
+    typed: TargetConfig = read_settings(settings, changes, module.Config, module.Config.name)
     prepared = prepare(config, overrides, typed, name=name)
     records_there = read_records(prepared.run_directory)
     if records_there:
@@ -60,7 +61,7 @@ def request(
     return Request(prepared, typed, module.render(prepared.spec, typed), typed.name)
 
 
-def _module(to: str) -> object:
+def _module(to: str) -> Any:
     try:
         return target_module(to)
     except KeyError:

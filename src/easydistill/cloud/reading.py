@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from easydistill.cloud.settings import TargetConfig
+from easydistill.config.base import Section
 from easydistill.config.reading.diagnose import explain
 from easydistill.config.reading.nodes import Issues, Node, from_mapping
 from easydistill.config.reading.overrides import apply_overrides
@@ -16,15 +16,16 @@ from easydistill.config.reading.resolve import resolve
 from easydistill.config.reading.syntax import read_file
 from easydistill.errors import ConfigError
 
-Kind = TypeVar("Kind", bound=TargetConfig)
+Kind = TypeVar("Kind", bound=Section)
 
 
-def read_settings(path: Path | None, changes: Sequence[str], kind: type[Kind]) -> Kind:
+def read_settings(path: Path | None, changes: Sequence[str], kind: type[Kind], name: str) -> Kind:
     """Read and validate.
 
     Args:
         path: a file of any of the languages of configs; None if `changes` say all.
         changes: `key=value`, applied over the file.
+        name: of the target.
 
     Raises:
         ConfigError: with every issue.
@@ -33,7 +34,7 @@ def read_settings(path: Path | None, changes: Sequence[str], kind: type[Kind]) -
     issues = Issues()
     unusable = apply_overrides(root, changes, issues)
     root.source = root.source if path is not None else "settings of the target"
-    _check_target(root, kind.name, issues)
+    _check_target(root, name, issues)
     data = resolve(root, issues)
     settings = None
     try:

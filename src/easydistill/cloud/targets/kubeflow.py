@@ -1,8 +1,8 @@
 """Kubeflow Trainer: a TrainJob of the runtime `torch-distributed`, and a ConfigMap.
 
-The runtime says by PET_* variables, torchrun's, which node this is. They become those that `launch` reads, and each node
-runs our command once, which starts its own processes: torchrun is not in between. How often a node is started again
-is the runtime's to say (its JobSet's failure policy), for a TrainJob has no word for it.
+The runtime says by PET_* variables, torchrun's, which node this is. They become those that `launch` reads, and each
+node runs our command once, which starts its own processes: torchrun is not in between. How often a node is started
+again is the runtime's to say (its JobSet's failure policy), for a TrainJob has no word for it.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _script(spec: JobSpec) -> str:
 def state(found: dict[str, Any]) -> State:
     """Of a TrainJob as the cluster shows it."""
     status = found.get("status") or {}
-    facts = {}
+    facts: dict[str, str] = {}
     for job in status.get("jobsStatus") or ():
         facts |= {name: str(job[name]) for name in ("active", "succeeded", "failed") if job.get(name)}
     for condition in status.get("conditions") or ():

@@ -2,8 +2,8 @@
 
 Each pod runs the same command. Kubernetes gives a pod its number as an annotation, which becomes RANK; the first pod's
 name in the Service is MASTER_ADDR. A pod that is evicted or preempted is replaced, without being counted, and resumes;
-one that fails is replaced `retries` times. Exit codes 2 (bad config) and 3 (too many rejected rows) end the job, for the
-same command would end in the same way.
+one that fails is replaced `retries` times. Exit codes 2 (bad config) and 3 (too many rejected rows) end the job, for
+the same command would end in the same way.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -248,13 +249,11 @@ class DlcClient:
         job = self._job(id)
         pods = [] if job is None else sorted(job.pods or (), key=lambda pod: str(pod.pod_id))
         for number, pod in enumerate(pods):
-            if node is not None and number != node:
-                continue
-            request = GetPodLogsRequest(pod_uid=pod.pod_uid, max_lines=lines)
-            answer = alibaba.call(
-                "GetPodLogs", lambda pod=pod, request=request: self._sdk.get_pod_logs(id, pod.pod_id, request)
-            )
-            yield from (f"[{pod.pod_id}] {line}" for line in answer.body.logs or ())
+            if node is None or node == number:
+                request = GetPodLogsRequest(pod_uid=pod.pod_uid, max_lines=lines)
+                ask = partial(self._sdk.get_pod_logs, id, pod.pod_id, request)
+                found = alibaba.call("GetPodLogs", ask).body.logs or ()
+                yield from (f"[{pod.pod_id}] {line}" for line in found)
 
     def cancel(self, id: str) -> None:
         alibaba.call("StopJob", lambda: self._sdk.stop_job(id))

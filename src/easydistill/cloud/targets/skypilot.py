@@ -1,8 +1,8 @@
 """SkyPilot: a managed job, which is started again elsewhere when its machines are taken away.
 
-Clouds, prices and credentials are SkyPilot's; it has no Alibaba Cloud. Its variables say which machine this is and where
-the first one is; `run` gives them the names that `launch` reads. Secrets are taken from the environment of `submit` by
-`sky` itself; the YAML has their names alone.
+Clouds, prices and credentials are SkyPilot's; it has no Alibaba Cloud. Its variables say which machine this is and
+where the first one is; `run` gives them the names that `launch` reads. Secrets are taken from the environment of
+`submit` by `sky` itself; the YAML has their names alone.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def render(spec: JobSpec, config: TargetConfig) -> Document:
     notes = []
     if not spec.run_mount.source.startswith("volume:"):
         notes.append(
-            f"the run directory is on {spec.run_mount.source}: what is written goes there with a delay, so a machine that "
-            "is taken away may lose its last minutes, and replies in them are asked for again; a volume does not"
+            f"the run directory is on {spec.run_mount.source}: what is written goes there with a delay, so a machine "
+            "that is taken away may lose its last minutes, and replies in them are asked for again; a volume does not"
         )
     return Document(to_yaml([task]), ".yaml", notes)
 
