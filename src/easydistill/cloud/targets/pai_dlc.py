@@ -52,7 +52,7 @@ class Config(TargetConfig):
 
     name: ClassVar[str] = "pai-dlc"
     mount_sources: ClassVar[tuple[str, ...]] = ("oss://", "nas://", "cpfs://", "bmcpfs://", "d-")
-    secret_pattern: ClassVar[str] = r"/\S+"
+    secret_pattern: ClassVar[str] = r"/[^\n]*[^\n/]"
     secret_example: ClassVar[str] = "/mnt/secrets/api_key"
 
     target: Literal["pai-dlc"] | None = None
@@ -189,6 +189,33 @@ def _secrets(spec: JobSpec) -> Iterator[str]:
         yield f"export {name}"
 
 
+def typed_request(document: Document) -> Any:
+    """The SDK's request, which is sent as the document shows it.
+
+    Raises:
+        CloudError: the SDK would send something else.
+    """
+    from alibabacloud_pai_dlc20201203.models import CreateJobRequest, JobSpec
+
+    class AsShown(JobSpec):  # type: ignore[misc]
+        """Nodes, without the empty lists that the SDK adds to what a request says of them."""
+
+        def to_map(self) -> Any:
+            return _without_empty_lists(super().to_map())
+
+    body = json.loads(document.text)
+    request = CreateJobRequest().from_map(body)
+    request.job_specs = [AsShown().from_map(node) for node in body.get("JobSpecs", ())]
+    request.custom_envs = None
+    if _without_empty_lists(request.to_map()) != body:
+        raise CloudError("this release of the SDK drops a part of the request\n    → install another one")
+    return request
+
+
+def _without_empty_lists(value: dict[str, Any]) -> dict[str, Any]:
+    return {name: item for name, item in value.items() if item != []}
+
+
 class DlcClient:
     """Jobs by their ids."""
 
@@ -196,23 +223,27 @@ class DlcClient:
         self._sdk, self._config = sdk, config
 
     def submit(self, spec: JobSpec, document: Document) -> str:
-        from alibabacloud_pai_dlc20201203.models import CreateJobRequest
-
-        body = json.loads(document.text)
-        request = CreateJobRequest().from_map(body)
-        if request.to_map() != body:
-            # Otherwise what was shown would not be what is sent.
-            raise CloudError("this release of the SDK drops a part of the request\n    → install a newer one")
+        request = typed_request(document)
         try:
             answer = alibaba.call("CreateJob", lambda: self._sdk.create_job(request), repeatable=False)
         except NotKnown as error:
-            found = self.find(spec.name)
-            if found is None:
-                raise CloudError(
-                    f"{error}\n    → no job called {spec.name} was made: the same command again"
-                ) from error
-            return found
+            return self._made(spec.name, error)
         return str(answer.body.job_id)
+
+    def _made(self, name: str, error: NotKnown) -> str:
+        """The id of a job that was made although the answer was lost.
+
+        Raises:
+            NotKnown: that cannot be found out now.
+            CloudError: none was made.
+        """
+        try:
+            found = self.find(name)
+        except CloudError:
+            raise error from None
+        if found is None:
+            raise CloudError(f"{error}\n    → no job called {name} was made: the same command again") from error
+        return found
 
     def find(self, name: str) -> str | None:
         from alibabacloud_pai_dlc20201203.models import ListJobsRequest
