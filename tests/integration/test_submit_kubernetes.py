@@ -132,8 +132,8 @@ def test_fetch_from_a_volume(
     stand_in = tmp_path / "bin/kubectl"
     stand_in.parent.mkdir()
     stand_in.write_text(
-        f'#!/bin/bash\nif [ "$3" = exec ]; then\n  shift 5\n  exec "${{@/\\/mnt\\/shared/{volume}}}"\n'
-        f'elif [ "$3" = wait ]; then exit 0\nfi\nexec {real} "$@"\n'
+        f'#!/bin/bash\nif [ "$1" = exec ]; then\n  shift 5\n  exec "${{@/\\/mnt\\/shared/{volume}}}"\n'
+        f'elif [ "$1" = wait ]; then exit 0\nfi\nexec {real} "$@"\n'
     )
     stand_in.chmod(stand_in.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setenv("PATH", f"{stand_in.parent}:{os.environ['PATH']}")
@@ -152,5 +152,5 @@ def test_fetch_from_a_volume(
     shutil.rmtree(there)
     capsys.readouterr()
     assert main(["fetch", "runs/white_box"]) == 1
-    assert "exec" in capsys.readouterr().err
+    assert "kubectl exec failed" in capsys.readouterr().err
     assert "pods" not in {kind for kind, _ in server.objects}

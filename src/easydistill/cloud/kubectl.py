@@ -39,12 +39,10 @@ class Kubectl:
     """kubectl in a namespace."""
 
     def __init__(self, namespace: str, context: str | None) -> None:
-        self._begin = ["kubectl", "--namespace", namespace]
-        if context is not None:
-            self._begin += ["--context", context]
+        self._where = ["--namespace", namespace, *(["--context", context] if context is not None else [])]
 
-    def command(self, *arguments: str) -> list[str]:
-        return [*self._begin, *arguments]
+    def command(self, verb: str, *arguments: str) -> list[str]:
+        return ["kubectl", verb, *self._where, *arguments]
 
     def call(self, *arguments: str, stdin: str | None = None, timeout: float = tools.TIMEOUT) -> str:
         return tools.call(self.command(*arguments), install=_INSTALL, hints=_HINTS, stdin=stdin, timeout=timeout)

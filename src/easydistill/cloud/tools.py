@@ -58,8 +58,9 @@ def missing(tool: str, install: str) -> CloudError:
 
 
 def shown(command: Sequence[str]) -> str:
-    """The beginning of a command."""
-    return " ".join(command[:3])
+    """The tool, and what it is to do."""
+    words = command[:2] if command[0] != "sky" else command[:3]
+    return " ".join(words)
 
 
 def stream(command: Sequence[str], *, install: str, hints: Mapping[str, str]) -> Iterator[str]:
