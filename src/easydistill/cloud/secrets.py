@@ -78,7 +78,10 @@ def refuse_inline_secrets(loaded: LoadedConfig, settings: TargetConfig) -> None:
     open_values = {value: name for name, value in settings.env.items()}
     issues: list[ConfigIssue] = []
     where = str(loaded.path or "config")
-    hint = 'write "${env:NAME}" in the config, and where it is kept in the target\'s secrets, as "{}"'
+    hint = (
+        'write "${env:NAME}" in the config, and in the secrets of the target where it is kept: '
+        f'"NAME": "{settings.secret_example}"'
+    )
     for path, secret in _secrets_in(loaded.job, ()):
         if secret in placeholders or secret == "EMPTY":
             continue
@@ -86,12 +89,12 @@ def refuse_inline_secrets(loaded: LoadedConfig, settings: TargetConfig) -> None:
             problem = f"it comes from {open_values[secret]}, which is in env and would be sent openly"
         else:
             problem = "it is a secret, and the config would be sent with it"
-        issues.append(ConfigIssue(where, dotted(path), problem, hint.format(settings.secret_example)))
+        issues.append(ConfigIssue(where, dotted(path), problem, hint))
     known = {issue.path for issue in issues}
     for path, text in _texts([loaded.source, *loaded.overrides], ()):
         shown = dotted(path[1:]) if path[0] == 0 else "--set"
         if looks_secret(text) and shown not in known:
-            issues.append(ConfigIssue(where, shown, "it looks like a secret", hint.format(settings.secret_example)))
+            issues.append(ConfigIssue(where, shown, "it looks like a secret", hint))
     if issues:
         raise ConfigError(issues)
 
