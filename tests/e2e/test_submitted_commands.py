@@ -1,4 +1,4 @@
-"""The commands of submitted jobs, run here as plain processes: killed and run again they resume; several make one run."""
+"""The commands of submitted jobs, run here as plain processes: killed they resume, and several make one run."""
 
 from __future__ import annotations
 
@@ -114,6 +114,7 @@ def test_preempted(target: str, server: Running, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_training_job_is_told_to_end_and_resumes(tiny_model: Path, server: Running, tmp_path: Path) -> None:
     """What Kubernetes does to a pod that has to go: SIGTERM first. The exit code is that of no failure."""
     prompts = [f"train on question {number}" for number in range(40)]
@@ -121,7 +122,7 @@ def test_a_training_job_is_told_to_end_and_resumes(tiny_model: Path, server: Run
     machine = asking("kubernetes", tmp_path, server, job)
     assert kill_after(machine, tmp_path, 8, signal.SIGTERM) in (130, -signal.SIGTERM)
     process = machine.start(0)
-    out, _ = process.communicate(timeout=300)
+    out, _ = process.communicate(timeout=900)
     assert process.returncode == 0, out
     assert_nothing_was_asked_twice(server, prompts, kills=1)
     summary = json.loads((tmp_path / "shared/kd/runs/kd/summary.json").read_text())
@@ -138,6 +139,7 @@ def in_two(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("target", TARGETS)
 def test_two_machines_make_one_run(target: str, in_two: Path, tiny_model: Path, tmp_path: Path) -> None:
     """Each machine finds out which one it is, and they train what two processes of one machine train."""
@@ -146,6 +148,6 @@ def test_two_machines_make_one_run(target: str, in_two: Path, tiny_model: Path, 
     job["training"].pop("output_dir", None)
     both = machines(target, tmp_path, job, nodes=2)
     processes = [both.start(rank) for rank in (1, 0)]
-    said = [process.communicate(timeout=300)[0] for process in processes]
+    said = [process.communicate(timeout=900)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
     assert weights(tmp_path / "shared") == weights(in_two)

@@ -32,9 +32,7 @@ def submit(server: DlcServer, folder: Path, case: str = "four_nodes", *more: str
     return main(["submit", str(config), "--to", "pai-dlc", "--target-config", str(settings), *more])
 
 
-def test_from_submission_to_cancellation(
-    server: DlcServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_from_submission_to_cancellation(server: DlcServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert submit(server, tmp_path) == 0
     assert "submitted white-box-1 to pai-dlc as dlc0001" in capsys.readouterr().out
     (sent,) = server.of("CreateJob")

@@ -1,4 +1,4 @@
-"""Jobs with SkyPilot: `sky` is a stand-in that keeps a queue; the YAML is parsed by SkyPilot's own code in a slow test."""
+"""Jobs with SkyPilot: `sky` is a stand-in that keeps a queue; a slow test has SkyPilot's own code parse the YAML."""
 
 from __future__ import annotations
 

@@ -92,7 +92,13 @@ _OF_BOTH: dict[tuple[str, str], dict[str, Any]] = {
         ],
     },
     ("skypilot", "one_gpu"): {"accelerator": "L4", "infra": "gcp", "spot": True},
-    ("skypilot", "four_nodes"): {"accelerator": "H100", "infra": "k8s/big", "cpus": 64, "memory": "512Gi", "disk_gb": 500},
+    ("skypilot", "four_nodes"): {
+        "accelerator": "H100",
+        "infra": "k8s/big",
+        "cpus": 64,
+        "memory": "512Gi",
+        "disk_gb": 500,
+    },
     ("skypilot", "api_only"): {
         "memory": "1500Mi",
         "mounts": [

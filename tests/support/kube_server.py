@@ -1,7 +1,7 @@
 """A Kubernetes API server, as much of it as kubectl needs to create, show and delete the objects of a job.
 
-Objects are validated strictly where `kubernetes_validate` is installed. `faults` are what the next requests to create an
-object of a kind end in.
+Objects are validated strictly where `kubernetes_validate` is installed. `faults` are what the next requests to create
+an object of a kind end in.
 """
 
 from __future__ import annotations

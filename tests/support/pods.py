@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tests.support.several import SILENT
 
 from easydistill.cloud.spec import CONFIG_FOLDER
+from tests.support.several import SILENT
 
 SCRATCH = "/tmp/easydistill"
 """Where scripts put the config."""

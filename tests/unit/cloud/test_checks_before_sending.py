@@ -24,7 +24,12 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refused(
-    capsys: pytest.CaptureFixture[str], target: str, case: str, job: dict[str, Any], of_target: dict[str, Any], *more: str
+    capsys: pytest.CaptureFixture[str],
+    target: str,
+    case: str,
+    job: dict[str, Any],
+    of_target: dict[str, Any],
+    *more: str,
 ) -> str:
     """Submit what must be refused; what is told."""
     Path("kd.json").write_text(json.dumps(changed(JOBS[case], job)))
@@ -55,7 +60,9 @@ SECRETS: list[tuple[str, dict[str, Any], dict[str, Any], tuple[str, ...], str]] 
 ]
 
 
-@pytest.mark.parametrize(("job", "of_target", "more", "told"), [case[1:] for case in SECRETS], ids=[case[0] for case in SECRETS])
+@pytest.mark.parametrize(
+    ("job", "of_target", "more", "told"), [case[1:] for case in SECRETS], ids=[case[0] for case in SECRETS]
+)
 def test_secrets(
     job: dict[str, Any], of_target: dict[str, Any], more: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,7 +192,10 @@ def test_the_last_state_of_a_job() -> None:
 
     assert state() == "waiting" and state(active=1) == "waiting" and state(active=1, ready=1) == "running"
     assert state(conditions=[{"type": "Failed", "status": "False"}], active=1, ready=1) == "running"
-    assert state(conditions=[{"type": "FailureTarget", "status": "True"}, {"type": "Failed", "status": "True"}]) == "failed"
+    assert (
+        state(conditions=[{"type": "FailureTarget", "status": "True"}, {"type": "Failed", "status": "True"}])
+        == "failed"
+    )
     assert set(pai_dlc._PHASES.values()) == {"waiting", "running", "done", "failed", "cancelled"}
 
 
