@@ -85,15 +85,16 @@ def test_secrets_go_from_the_environment_to_sky(
     sky: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("TEACHER_KEY", raising=False)
-    # The run directory of this job has an absolute path, on the job's machines and here.
     config, settings = write(tmp_path, "skypilot", "api_only")
-    config.write_text(config.read_text().replace("/mnt/shared/runs/label", "runs/label"))
     command = ["submit", str(config), "--to", "skypilot", "--target-config", str(settings)]
     assert main(command) == 1
     assert "export them" in capsys.readouterr().err
     secret = "sk-of-the-teacher-0123456789"
     monkeypatch.setenv("TEACHER_KEY", secret)
     assert main(command) == 0
+    # Its run directory has an absolute path on the job's machines, and another one here.
+    record = json.loads(Path("runs/label/submissions/1.json").read_text())
+    assert record["run_directory"] == "/mnt/shared/runs/label"
     kept = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not any(secret in path.read_text() for path in kept), "neither in a file nor in an argument"
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from easydistill.cloud import alibaba
-from easydistill.cloud.settings import AbsolutePath, VariableName
+from easydistill.cloud.settings import AbsolutePath, VariableName, secret_variable
 from easydistill.config.base import NonEmptyStr, NonNegativeInt, PositiveInt, Section, Unfit
 
 _SDK = "alibabacloud_eas20210701"
@@ -75,6 +75,8 @@ class Config(Section):
             raise Unfit("a resource group is shared, so each copy must say what it needs", "set cpus and memory_mb")
         if self.instance_type is not None and (self.cpus or self.memory_mb):
             raise Unfit("the instance type decides cores and memory", "remove cpus and memory_mb")
+        if (name := secret_variable(self.env)) is not None:
+            raise Unfit(f"env.{name} looks like a secret, and env is sent as it is written", "remove it")
         if self.port in _RESERVED:
             raise Unfit(f"EAS listens at port {self.port} itself", "choose another port")
         if taken := sorted(self.vllm.keys() & _VLLM):

@@ -83,7 +83,15 @@ def prepare(
         max_seconds=None if settings.max_hours is None else round(settings.max_hours * 3600),
         port=settings.port,
     )
-    return Prepared(spec, loaded.run_directory, tuple(_notes(loaded, settings)), text)
+    return Prepared(spec, _run_directory_here(loaded, settings), tuple(_notes(loaded, settings)), text)
+
+
+def _run_directory_here(loaded: LoadedConfig, settings: TargetConfig) -> Path:
+    """Where this machine keeps what it knows of the run. An absolute path of the config is one of the job's."""
+    path = loaded.run_directory
+    if not path.is_absolute():
+        return path
+    return _local(settings, str(path)) or Path("runs") / path.name
 
 
 def _nodes(job: JobConfig, settings: TargetConfig) -> int:

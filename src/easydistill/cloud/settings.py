@@ -6,6 +6,7 @@ Each module of `targets/` adds the keys of its own.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, ClassVar, Self
 
@@ -18,7 +19,9 @@ MEETING_PORT = 29400
 _SECRET_NAME = re.compile(
     r"(^|_)(API_?KEY|ACCESS_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE
 )
-_SECRET_VALUE = re.compile(r"\b(sk-|hf_|ghp_|glpat-|xox[bp]-|LTAI|AKIA)[A-Za-z0-9_-]{12,}")
+_SECRET_VALUE = re.compile(
+    r"\b(sk-(?=\S*\d)[\w-]{16,}|(hf_|ghp_)[A-Za-z0-9]{20,}|glpat-[\w-]{16,}|(LTAI|AKIA)[A-Za-z0-9]{12,})"
+)
 _BY_LAUNCH = frozenset(
     {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NPROC_PER_NODE"}
 )
@@ -27,6 +30,11 @@ _BY_LAUNCH = frozenset(
 def looks_secret(text: str) -> bool:
     """Whether a text contains what looks like a well-known service's key."""
     return _SECRET_VALUE.search(text) is not None
+
+
+def secret_variable(env: Mapping[str, str]) -> str | None:
+    """A variable whose name or value looks like a secret; None if there is none."""
+    return next((name for name, value in env.items() if _SECRET_NAME.search(name) or looks_secret(value)), None)
 
 
 def _absolute(path: str) -> str:
@@ -103,10 +111,9 @@ class TargetConfig(Section):
 
     @model_validator(mode="after")
     def _holds_no_secrets(self) -> Self:
-        for name, value in self.env.items():
-            if _SECRET_NAME.search(name) or looks_secret(value):
-                hint = f'move it to secrets, as a reference: "{name}": "{self.secret_example}"'
-                raise Unfit(f"env.{name} looks like a secret, and env is sent as it is written", hint)
+        if (name := secret_variable(self.env)) is not None:
+            hint = f'move it to secrets, as a reference: "{name}": "{self.secret_example}"'
+            raise Unfit(f"env.{name} looks like a secret, and env is sent as it is written", hint)
         for name in self.env.keys() & self.secrets.keys():
             raise Unfit(f"{name} is in env and in secrets", "remove one of them")
         for name in sorted((self.env.keys() | self.secrets.keys()) & _BY_LAUNCH):

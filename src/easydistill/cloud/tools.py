@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
 from easydistill.cloud.target import NotKnown
@@ -70,18 +71,24 @@ def stream(command: Sequence[str], *, install: str, hints: Mapping[str, str]) ->
         CloudError: the tool is missing, or fails.
     """
     try:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
+        # Its errors go to a file: a pipe that nobody reads meanwhile would stop it.
+        with tempfile.TemporaryFile("w+", errors="replace") as errors:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace")
+            yield from _lines(process)
+            if process.returncode:
+                errors.seek(0)
+                raise ToolFailed(command, errors.read(), hints)
     except FileNotFoundError:
         raise missing(command[0], install) from None
+
+
+def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
     with process:
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
         try:
             for line in process.stdout:
                 yield line.rstrip("\n")
-            problem = process.stderr.read()
         except BaseException:
             # The reader has stopped: the tool would go on following.
             process.terminate()
             raise
-    if process.returncode:
-        raise ToolFailed(command, problem, hints)

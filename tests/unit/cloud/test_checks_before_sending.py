@@ -11,7 +11,8 @@ from tests.support.clouds import JOBS, settings, write
 from tests.support.configs import changed
 
 from easydistill.cli import main
-from easydistill.cloud.settings import Mount
+from easydistill.cloud.kubectl import _only_moved
+from easydistill.cloud.settings import Mount, looks_secret
 from easydistill.cloud.spec import JobSpec, script
 from easydistill.cloud.targets import kubernetes, pai_dlc
 
@@ -205,3 +206,25 @@ def test_nested_mounts() -> None:
     config = kubernetes.Config.model_validate(found)
     assert config.mount_of("/mnt/shared/kd/runs/a") == Mount(path="/mnt/shared/kd/runs", source="pvc:runs")
     assert config.mount_of("/mnt/shared2") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sk-proj-0123456789abcdef", True),
+        ("https://x/?key=AKIA0123456789ABCDEF", True),
+        ("hf_abcdefghijklmnopqrstuvwxyz0123", True),
+        ("hf_datasets_cache_directory", False),
+        ("/data/task-0123456789abcdefgh", False),
+        ("/data/sk-learn-like-features", False),
+        ("Qwen/Qwen2.5-0.5B-Instruct", False),
+    ],
+)
+def test_what_looks_like_a_secret(text: str, expected: bool) -> None:
+    assert looks_secret(text) == expected
+
+
+def test_a_run_that_goes_on_while_it_is_fetched() -> None:
+    moved = "tar: ./log.txt: file changed as we read it\n"
+    assert _only_moved(moved + "command terminated with exit code 1\n")
+    assert not _only_moved("") and not _only_moved(moved + "tar: ./a: Cannot open: Permission denied\n")
