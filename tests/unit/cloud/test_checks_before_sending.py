@@ -202,7 +202,7 @@ def test_the_last_state_of_a_job() -> None:
 
 def test_nested_mounts() -> None:
     found = settings("kubernetes", "one_gpu")
-    found["mounts"] += [{"path": "/mnt/shared/kd/runs", "source": "pvc:runs"}]
+    found["mounts"] = [*found["mounts"], {"path": "/mnt/shared/kd/runs", "source": "pvc:runs"}]
     config = kubernetes.Config.model_validate(found)
     assert config.mount_of("/mnt/shared/kd/runs/a") == Mount(path="/mnt/shared/kd/runs", source="pvc:runs")
     assert config.mount_of("/mnt/shared2") is None
