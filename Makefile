@@ -14,6 +14,7 @@ RUN := HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 CODE := src tests benchmarks constraints docs
 SITE := $(BIN)/sphinx-build -W --keep-going -q docs docs/_build
 LOWEST := .venv-lowest
+SKYPILOT := .venv-skypilot
 # Where libraries meet our code: an API's job and local ones to the trained student, pairs on TRL, and what parses.
 LOWEST_TESTS := tests/e2e/test_black_box.py tests/e2e/test_white_box.py tests/integration/test_dpo.py \
 	tests/unit/test_packaging.py tests/unit/test_config_valid.py tests/unit/test_formats.py tests/unit/test_models.py \
@@ -80,8 +81,14 @@ $(VENV)/.torchvision: $(VENV)/.vllm
 	$(PIP) --no-deps --target $(VENV)/torchvision torchvision==0.28.0
 	@touch $@
 
-test-slow: $(VENV)/.torchvision
-	$(RUN) $(BIN)/python -m pytest -m slow
+# SkyPilot reads the YAML that is sent to it, in an environment of its own: its requirements and ours do not fit together.
+$(SKYPILOT)/.made:
+	$(PYTHON) -m venv $(SKYPILOT)
+	$(SKYPILOT)/bin/python -m pip install --quiet --disable-pip-version-check 'skypilot>=0.14,<0.15'
+	@touch $@
+
+test-slow: $(VENV)/.torchvision $(SKYPILOT)/.made
+	$(RUN) EASYDISTILL_SKYPILOT_PYTHON=$(SKYPILOT)/bin/python $(BIN)/python -m pytest -m slow
 
 # The lowest declared versions, in an environment of their own. Only torch stays as in CONSTRAINTS: older builds for the
 # CPU are not on the package index.
@@ -134,4 +141,4 @@ docs: $(VENV)/.dev
 	$(SITE)
 
 clean:
-	rm -rf $(VENV) $(LOWEST) runs
+	rm -rf $(VENV) $(LOWEST) $(SKYPILOT) runs

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from easydistill import __version__
+from easydistill.cloud.commands import NAMES, add_commands, run_command
 from easydistill.errors import EXIT_FAILED, EXIT_OK, EasyDistillError, Interrupted
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ COMMANDS = (
     "doctor",
     "signals",
     "serve",
+    *NAMES,
 )
 
 
@@ -97,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="as JSON")
     _add_actions(add("signals", "inspect a store of teacher signals, or verify it with the teacher"))
     _add_serving(add("serve", "put a trained student, or any model, behind OpenAI's protocol"))
+    add_commands(add, add_config)
     return parser
 
 
@@ -447,6 +450,10 @@ def _serve(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _elsewhere(arguments: argparse.Namespace) -> int:
+    return run_command(arguments, _config)
+
+
 _DISPATCH: dict[str, Any] = {
     "run": _run,
     "retry": _run,
@@ -461,6 +468,7 @@ _DISPATCH: dict[str, Any] = {
     "doctor": _doctor,
     "signals": _signals,
     "serve": _serve,
+    **dict.fromkeys(NAMES, _elsewhere),
 }
 
 if __name__ == "__main__":

@@ -73,6 +73,10 @@ class NotDeterministic(EasyDistillError, RuntimeError):
     """`deterministic` is set, and an operation cannot give the same result every time."""
 
 
+class CloudError(EasyDistillError, RuntimeError):
+    """A cloud or a cluster cannot be reached, or has refused what was asked of it; or a tool to reach it is missing."""
+
+
 class MissingExtra(EasyDistillError, ImportError):
     """An optional part of easydistill is needed but not installed."""
 

@@ -47,6 +47,18 @@ def absent_paths(job: JobConfig) -> list[ConfigIssue]:
     return _of_every_job(job, _absent)
 
 
+def paths_of(job: JobConfig) -> list[tuple[str, str]]:
+    """(key, path) of the files and folders that a job, or the jobs of a pipeline, read: rows, templates, a config of
+    DeepSpeed's, models that are folders. Not those that another job makes, nor what is fetched from a hub."""
+    if isinstance(job, PipelineConfig):
+        return [(f"jobs.{name}.{key}", path) for name, inner in job.jobs.items() for key, path in paths_of(inner)]
+    rows = [(key, path) for key, path in _rows(job) if not is_hub(path)]
+    files = [] if getattr(job, "job_type", None) not in _OF_FILES else list(_named(job, "dataset.instruction_path"))
+    named = list(_named(job, "dataset.template", "inference.template", KEY))
+    models = _named(job, "models.student", "models.student.from_model", "models.teacher")
+    return [*rows, *files, *named, *((key, path) for key, path in models if _is_path(path))]
+
+
 def _of_every_job(job: JobConfig, look: Callable[[JobConfig], list[ConfigIssue]]) -> list[ConfigIssue]:
     if not isinstance(job, PipelineConfig):
         return look(job)

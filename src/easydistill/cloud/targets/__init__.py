@@ -1,0 +1,1 @@
+"""Targets, one per file. `easydistill.cloud.target` says what each declares."""

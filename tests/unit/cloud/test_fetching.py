@@ -1,0 +1,99 @@
+"""Files of a run that took place elsewhere, from a mounted folder and from buckets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.clouds import settings
+
+from easydistill.cli import main
+from easydistill.cloud.records import Submission, write_record
+
+RUN = "/mnt/shared/kd/runs/kd"
+
+
+def submitted(folder: Path, target: str, **changes: Any) -> Path:
+    """A run directory from which a job was submitted."""
+    of_target = settings(target, "one_gpu") | changes
+    run = folder / "runs/kd"
+    record = Submission(1, target, "kd-1", ["easydistill"], RUN, 1, "1.sent.yaml", of_target, "now", id="kd-1")
+    write_record(run, record)
+    return run
+
+
+def fill(folder: Path) -> None:
+    for name in ("report.html", "stages/1-train/checkpoint-7/model.bin", "submissions/8.json", "student/config.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+
+def test_from_a_mounted_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mount = {"path": "/mnt/shared", "source": "nas://x", "local": str(tmp_path / "nas")}
+    run = submitted(tmp_path, "pai-dlc", mounts=[mount])
+    assert main(["fetch", str(run)]) == 1
+    assert "the job has not started yet" in capsys.readouterr().err
+    fill(tmp_path / "nas/kd/runs/kd")
+    (run / "kept.txt").write_text("ours")
+    assert main(["fetch", str(run)]) == 0
+    assert "report.html" in capsys.readouterr().out
+    found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert found == {"report.html", "student/config.json", "submissions/1.json", "kept.txt", ".lock"}
+    assert main(["fetch", str(run), "--checkpoints"]) == 0
+    assert (run / "stages/1-train/checkpoint-7/model.bin").is_file()
+
+
+def test_the_run_directory_is_the_shared_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mount = {"path": "/mnt/shared/kd", "source": "nas://x", "local": str(tmp_path)}
+    assert main(["fetch", str(submitted(tmp_path, "pai-dlc", mounts=[mount]))]) == 1
+    assert "nothing to copy" in capsys.readouterr().err
+
+
+def test_storage_that_is_not_reached_from_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fetch", str(submitted(tmp_path, "pai-dlc"))]) == 1
+    assert "say where in the mount's `local`" in capsys.readouterr().err
+    assert main(["fetch", str(tmp_path / "nowhere")]) == 1
+    assert "nothing was submitted from here" in capsys.readouterr().err
+
+
+BUCKETS = [
+    ("pai-dlc", "oss://b.oss-cn-x.example/p/", "ossutil", "oss://b/p/kd/runs/kd/"),
+    ("skypilot", "s3://b/p", "aws", "s3://b/p/kd/runs/kd/"),
+    ("skypilot", "gs://b", "gcloud", "gs://b/kd/runs/kd/"),
+]
+
+
+@pytest.mark.parametrize(("target", "source", "tool", "place"), BUCKETS)
+def test_from_a_bucket(
+    target: str,
+    source: str,
+    tool: str,
+    place: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By the bucket's own tool, which a stand-in plays: it notes its arguments."""
+    run = submitted(tmp_path, target, mounts=[{"path": "/mnt/shared", "source": source}])
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert main(["fetch", str(run)]) == 1
+    assert f"{tool} is not installed" in capsys.readouterr().err
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / tool).write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/called\n')
+    (tmp_path / "bin" / tool).chmod(0o755)
+    assert main(["fetch", str(run)]) == 0
+    called = (tmp_path / "called").read_text().splitlines()
+    assert place in called and any(part.startswith("--exclude=") and "checkpoint-" in part for part in called)
+    assert any(part.rstrip("/") == str(run) for part in called)
+
+
+def test_a_damaged_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = submitted(tmp_path, "pai-dlc")
+    record = run / "submissions/1.json"
+    record.write_text(json.dumps({"number": 1}))
+    assert main(["status", str(run)]) == 1
+    assert "no record of a submission" in capsys.readouterr().err
+    record.unlink()
+    assert main(["status", str(run)]) == 1
