@@ -9,11 +9,14 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, WithJsonSchema
 
-from easydistill.config.base import Unfit
+from easydistill.config.base import NonEmptyStr, Unfit
 from easydistill.config.job import JobConfig
+from easydistill.config.models import ModelRef
 from easydistill.config.values import KeyPath, show
 
 PIPELINE = "pipeline"
+GIVEN = ("models", "data")
+"""Sections of what is given to a pipeline."""
 JobName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
@@ -40,6 +43,13 @@ class PipelineConfig(JobConfig):
     earlier job made: `labeled`, `student`, `signals`, or a file of one of its stages."""
     shared: dict[str, dict[str, Any]] = {}  # noqa: RUF012 (pydantic copies it)
     """Sections given to every job that knows them; a job's own keys take precedence."""
+
+    models: dict[JobName, ModelRef | dict[str, Any]] = {}  # noqa: RUF012
+    """Name → a model, which jobs cite as `@models/name`: `{"teacher": …, "student": …}`, for instance. So
+    `--set models.student=…` changes it in all of them."""
+    data: dict[JobName, NonEmptyStr] = {}  # noqa: RUF012
+    """Name → a path of rows, which jobs cite as `@data/name`. Relative paths in a file are relative to the file's folder,
+    so that a pipeline can be moved together with its data."""
 
     @property
     def computes_deterministically(self) -> bool:
