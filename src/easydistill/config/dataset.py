@@ -93,7 +93,8 @@ TemplateVariables = Annotated[dict[str, Any], AfterValidator(_free)]
 """Variables for a chat template, such as `enable_thinking`."""
 
 
-def _reading_identity(columns: dict[str, str], image_folder: str | None, fetch_images: bool) -> dict[str, Any]:
+def reading_identity(columns: dict[str, str], image_folder: str | None, fetch_images: bool) -> dict[str, Any]:
+    """What decides how a file is read, for fingerprints; nothing at the defaults."""
     found: dict[str, Any] = {"columns": columns} if columns else {}
     if image_folder is not None:
         found["image_folder"] = image_folder
@@ -134,7 +135,7 @@ class RowsConfig(Section):
 
     def reading_identity(self) -> dict[str, Any]:
         """What decides how a file is read, for fingerprints; nothing at the defaults."""
-        return _reading_identity(self.column_names, self.image_folder, self.fetch_images)
+        return reading_identity(self.column_names, self.image_folder, self.fetch_images)
 
 
 class DatasetConfig(RowsConfig):
@@ -187,7 +188,7 @@ class PairsConfig(Section):
 
     def reading_identity(self) -> dict[str, Any]:
         """What decides how a file is read, for fingerprints; nothing at the defaults."""
-        return _reading_identity(self.column_names, self.image_folder, self.fetch_images)
+        return reading_identity(self.column_names, self.image_folder, self.fetch_images)
 
 
 class SynthesisDatasetConfig(RowsConfig):

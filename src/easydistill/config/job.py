@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,6 +42,10 @@ class JobConfig(Section):
         """Share of rejected rows above which the run ends with exit code 3."""
         dataset = getattr(self, "dataset", None)
         return dataset.max_rejected_share if isinstance(dataset, RowsConfig | PairsConfig) else 1.0
+
+    def row_paths(self) -> Iterator[tuple[str, str]]:
+        """(key, path) of what it reads rows from, other than its `dataset` and its operator's benchmarks."""
+        yield from ()
 
     def run_directory(self, config_name: str) -> Path:
         """Where the run keeps its files; `config_name` is the config's file name without suffix."""

@@ -162,7 +162,7 @@ def writable(samples: Rows[Sample], stage: str) -> tuple[Rows[Sample], list[Reje
     rejected: list[Rejection] = []
     kept = like(samples)
     for sample in samples:
-        problem = _unwritable(sample)
+        problem = why_unwritable(sample)
         if problem is None:
             kept.append(sample)
         else:
@@ -179,7 +179,7 @@ def only_writable(found: Reading, stage: str) -> Reading:
     return found
 
 
-def _unwritable(sample: Sample) -> str | None:
+def why_unwritable(sample: Sample) -> str | None:
     """Why no file can hold a sample. Its text and the values of its calls must be written as they are."""
     try:
         chat = Chat.of(sample)

@@ -96,6 +96,9 @@ def _rows(job: JobConfig) -> Iterator[tuple[str, str]]:
     for number, path in enumerate(benchmarks if isinstance(benchmarks, list) else ()):
         if Citation.read(path) is None:
             yield f"synthesis.benchmarks.{number}", path
+    for key, path in job.row_paths():
+        if Citation.read(path) is None:
+            yield key, path
 
 
 def _named(job: JobConfig, *keys: str) -> Iterator[tuple[str, str]]:

@@ -6,7 +6,7 @@ The search is that of the operator `decontaminate`: equal texts, and shared runs
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from easydistill.contracts.task import Problem
@@ -41,6 +41,16 @@ def _hash(path: str) -> str | None:
         return None
 
 
+def problems_in(exam: Exam) -> Iterator[BenchmarkProblem]:
+    """What is looked for in rows: the texts of a task's problems.
+
+    Raises:
+        DataError: the task's rows cannot be read.
+    """
+    for problem in exam.problems():
+        yield BenchmarkProblem(f"{exam.name} {problem.id}", problem.text or _last(problem))
+
+
 def _last(problem: Problem) -> str:
     return text_of(problem.messages[-1])
 
@@ -55,10 +65,7 @@ def contaminated(config: ContaminationConfig, exams: Sequence[Exam]) -> dict[str
     """
     indexes = {}
     for exam in exams:
-        problems = [
-            BenchmarkProblem(f"{exam.name} {problem.id}", problem.text or _last(problem)) for problem in exam.problems()
-        ]
-        indexes[exam.name] = Benchmarks(problems, words=config.words, characters=config.characters)
+        indexes[exam.name] = Benchmarks(problems_in(exam), words=config.words, characters=config.characters)
     counts: dict[str, Counter[str]] = {exam.name: Counter() for exam in exams}
     examples: dict[str, list[dict[str, str]]] = {exam.name: [] for exam in exams}
     rows = unread = 0

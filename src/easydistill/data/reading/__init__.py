@@ -16,13 +16,14 @@
 
 from easydistill.data.reading.checks import refuse_lone_surrogates
 from easydistill.data.reading.row import SHAPES, RowChat, chat_of, chats_of
-from easydistill.data.reading.samples import ROW, Reading, at_most, read_rows, read_samples
+from easydistill.data.reading.samples import ROW, Reading, RowScan, at_most, read_rows, read_samples
 
 __all__ = [
     "ROW",
     "SHAPES",
     "Reading",
     "RowChat",
+    "RowScan",
     "at_most",
     "chat_of",
     "chats_of",

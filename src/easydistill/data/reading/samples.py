@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,36 +78,70 @@ def read_rows(
     Raises:
         DataError: the file cannot be read at all, or no row of it can.
     """
-    ids = IdAssigner()
+    scan = RowScan(path, labelled=labelled, limit=limit, columns=columns, images=images)
     found = Reading()
-    unread: Counter[str] = Counter()
-    rows = text = 0
-    images = images or NoImages()
-
-    def parse(row: Any, source: str) -> list[RowChat]:
-        chats = chats_of(row, labelled=labelled, columns=columns)
-        for chat in chats:
-            if have_images(chat.messages):
-                chat.messages = with_digests(chat.messages, images, folder_of(source))
-        return chats
-
-    for number, row, chats in parse_rows(path, parse, ids, limit):
-        rows += 1
-        if isinstance(chats, Rejection):
-            found.rejected.append(chats)
+    text = 0
+    for item in scan:
+        if isinstance(item, Rejection):
+            found.rejected.append(item)
             continue
-        names = own_ids(row, len(chats))
-        for name, chat in zip(names, chats, strict=True):
-            found.samples.append(_sample(chat, number, name, ids))
-            text += sum(len(message["content"]) for message in chat.messages)
+        found.samples.append(item)
+        text += sum(len(message["content"]) for message in item.messages)
         if not isinstance(found.samples, Spool) and (len(found.samples) > MOST_IN_MEMORY or text > MOST_TEXT_IN_MEMORY):
             found.samples = Spool(found.samples)
-        unread.update(_unread(chats))
-    refuse_unknown_columns(path, columns, limit)
     if not found.samples:
         raise _no_samples(path, found.rejected)
-    found.notices = notices_of(path, unread, rows)
+    found.notices = scan.notices
     return found
+
+
+class RowScan:
+    """Reads rows one by one, with the arguments of `read_rows`; none is kept.
+
+    Args:
+        ids: gives rows their ids.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        labelled: bool | None,
+        limit: int | None = None,
+        columns: Mapping[str, str] | None = None,
+        images: RowImages | None = None,
+        ids: IdAssigner | None = None,
+    ) -> None:
+        self._path, self._labelled, self._limit, self._columns = path, labelled, limit, columns
+        self._images: RowImages = images or NoImages()
+        self._ids = ids or IdAssigner()
+        self.notices: list[str] = []
+        """What of the rows is not read, a line for each field; complete after the last row."""
+
+    def __iter__(self) -> Iterator[Sample | Rejection]:
+        """
+        Raises:
+            DataError: the file cannot be read, or none of its rows has a column that the config names.
+        """
+        unread: Counter[str] = Counter()
+        rows = 0
+        for number, row, chats in parse_rows(self._path, self._parse, self._ids, self._limit):
+            rows += 1
+            if isinstance(chats, Rejection):
+                yield chats
+                continue
+            for name, chat in zip(own_ids(row, len(chats)), chats, strict=True):
+                yield _sample(chat, number, name, self._ids)
+            unread.update(_unread(chats))
+        refuse_unknown_columns(self._path, self._columns, self._limit)
+        self.notices = notices_of(self._path, unread, rows)
+
+    def _parse(self, row: Any, source: str) -> list[RowChat]:
+        chats = chats_of(row, labelled=self._labelled, columns=self._columns)
+        for chat in chats:
+            if have_images(chat.messages):
+                chat.messages = with_digests(chat.messages, self._images, folder_of(source))
+        return chats
 
 
 def _unread(chats: Sequence[RowChat]) -> set[str]:

@@ -126,6 +126,10 @@ class Benchmarks:
         found = next((self._by_image[image] for image in images if image in self._by_image), None)
         return None if found is None else Contamination("benchmark_image", f"an image of {self._names[found]}")
 
+    def find_in(self, row: Sample) -> Contamination | None:
+        """The problem that a row contains, in its images or any of its texts."""
+        return self.find_image(row.images) or next(filter(None, map(self.find, texts_of(row))), None)
+
     def find(self, text: str) -> Contamination | None:
         """The problem that a text contains; among several, that with the most shared runs, then the first."""
         units = tokens(text)
@@ -160,7 +164,7 @@ class Benchmarks:
             self._by_run.setdefault(run, []).append(number)
 
 
-def _problems_of(files: Sequence[str]) -> Iterator[BenchmarkProblem]:
+def problems_of(files: Sequence[str]) -> Iterator[BenchmarkProblem]:
     """The problems in benchmark files.
 
     Raises:
@@ -214,14 +218,14 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools | None = None) -> S
 def decontaminate(config: Config, rows: Sequence[Sample]) -> Result:
     """Accepted and rejected rows, both in the rows' order."""
     benchmarks = Benchmarks(
-        _problems_of(config.benchmarks),
+        problems_of(config.benchmarks),
         words=config.words,
         characters=config.characters,
         boilerplate=config.boilerplate,
     )
     result = Result(like(rows), like(rows), len(rows))
     for row in rows:
-        found = benchmarks.find_image(row.images) or next(filter(None, map(benchmarks.find, texts_of(row))), None)
+        found = benchmarks.find_in(row)
         if found is None:
             result.accepted.append(row)
         else:
