@@ -21,7 +21,7 @@ from easydistill.errors import EXIT_FAILED, EXIT_OK, EasyDistillError, Interrupt
 if TYPE_CHECKING:
     from easydistill.data.messages import Message
     from easydistill.doctor.finding import Finding
-    from easydistill.engine.stage import Previewed
+    from easydistill.engine.stage import Estimate, Previewed
 
 COMMANDS = (
     "run",
@@ -251,23 +251,32 @@ def _plan(arguments: argparse.Namespace) -> int:
     import dataclasses
 
     from easydistill import api
+    from easydistill.engine.stage import total_of
 
     config = _config(arguments)
     stages = api.plan(config, arguments.overrides)
     _say(api.load(config, arguments.overrides).notes)
+    total = total_of(stages)
     if arguments.json:
-        print(json.dumps({"stages": [dataclasses.asdict(stage) for stage in stages]}, indent=2))
+        shown = {"stages": [dataclasses.asdict(stage) for stage in stages], "total": dataclasses.asdict(total)}
+        print(json.dumps(shown, indent=2))
         return EXIT_OK
     for number, stage in enumerate(stages, start=1):
-        facts = [
-            f"{name.replace('_', ' ')} {_amount(name, value)}"
-            for name, value in dataclasses.asdict(stage.estimate).items()
-            if value is not None
-        ]
-        print(f"{number}. {stage.name:<10} {stage.state:<8} {', '.join(facts)}")
+        print(f"{number}. {stage.name:<10} {stage.state:<8} {_facts(stage.estimate)}")
         for note in stage.notes:
             print(f"   note: {note}")
+    if any(stage.state.startswith("waits") for stage in stages):
+        print("figures of what waits are limits: as if no row were rejected, of the shortest and the longest answers")
+    if len(stages) > 1 and (facts := _facts(total)):
+        print(f"in all: {facts}")
     return EXIT_OK
+
+
+def _facts(estimate: Estimate) -> str:
+    import dataclasses
+
+    known = ((name, value) for name, value in dataclasses.asdict(estimate).items() if value is not None)
+    return ", ".join(f"{name.replace('_', ' ')} {_amount(name, value)}" for name, value in known)
 
 
 def _preview(arguments: argparse.Namespace) -> int:

@@ -1,13 +1,15 @@
 """Recipes: whole pipelines with published settings, one folder each.
 
 A folder has `full.json` (the published settings), `small.json` (the same jobs on two cores, with real weights),
-`README.md`, `about.json` (what lists show) and `data/`. `recipe:NAME` and `recipe:NAME:small` name their configs wherever
-a config's path is expected. Paths in a config's `data` are relative to its folder, so a copied folder runs where it is.
+`README.md`, and `about.json` (what lists show); rows are in `data/`, beside the folders. `recipe:NAME` and
+`recipe:NAME:small` name their configs wherever a config's path is expected. Paths in a pipeline's `data` are relative to
+its file's folder, so a copy runs where it is.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,9 +23,10 @@ PREFIX = "recipe:"
 Size = Literal["full", "small"]
 SIZES: tuple[Size, ...] = ("full", "small")
 README = "README.md"
+ABOUT = "about.json"
 _FOLDER = Path(__file__).parent
-_ABOUT = "about.json"
-_DATA = "data"
+_SHARED = re.compile(r'"\.\./data/([\w.]+)"')
+"""Data of several recipes, as their configs name it."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Recipe:
 
 def recipes() -> Iterator[Recipe]:
     """All recipes, by name."""
-    for path in sorted(_FOLDER.glob(f"*/{_ABOUT}")):
+    for path in sorted(_FOLDER.glob(f"*/{ABOUT}")):
         yield Recipe(path.parent.name, path.parent, **json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -82,7 +85,7 @@ def config_of(reference: str) -> Path:
 
 
 def copy(name: str, target: Path, size: Size) -> Path:
-    """Copy a recipe's config, with its README and its data, into a folder that does not exist yet, or is empty.
+    """Copy a recipe's config, with its README and the data that it names, into a folder that is new or empty.
 
     Returns:
         The copied config.
@@ -94,8 +97,12 @@ def copy(name: str, target: Path, size: Size) -> Path:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         problem = "this folder is not empty" if target.is_dir() else "this is a file"
         raise ConfigError(ConfigIssue(str(target), "", problem, "name another folder with -o"))
-    target.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(found.folder / _DATA, target / _DATA)
-    for path in (found.config(size), found.folder / README):
-        shutil.copyfile(path, target / path.name)
-    return target / found.config(size).name
+    text = found.config(size).read_text(encoding="utf-8")
+    data = target / "data"
+    data.mkdir(parents=True)
+    for shared in sorted(set(_SHARED.findall(text))):
+        shutil.copyfile(_FOLDER / "data" / shared, data / shared)
+    shutil.copyfile(found.folder / README, target / README)
+    config = target / f"{size}.json"
+    config.write_text(_SHARED.sub(r'"data/\1"', text), encoding="utf-8")
+    return config

@@ -14,8 +14,8 @@ from easydistill.config.reading.nodes import OVERRIDE, Issues, Node
 from easydistill.config.values import KeyPath
 
 _CITED = re.compile(rf"@({'|'.join(GIVEN)})/(\S+)")
-_HERE = re.compile(r"(?!/|~|@|\$|[A-Za-z]:[\\/])(?!\w+://)")
-"""The beginning of a path that is relative to the folder of its config."""
+_RELATIVE = re.compile(r"(?!/|~|@|\$|[A-Za-z]:[\\/]|\w+://)")
+"""The beginning of a relative path."""
 
 
 def fill_in(root: Node, jobs: Mapping[str, Node], issues: Issues) -> None:
@@ -26,9 +26,9 @@ def fill_in(root: Node, jobs: Mapping[str, Node], issues: Issues) -> None:
     kinds = {kind for kind in GIVEN if kind in root.value or kind not in jobs}
     for kind in kinds & jobs.keys():
         issues.add(jobs[kind], f"a job cannot be called {kind!r} where the pipeline has {kind} of its own", "rename it")
+    for node in root.section(("data",)).values():
+        _place(node)
     given = {(kind, name): node for kind in kinds for name, node in root.section((kind,)).items()}
-    for name, node in root.section(("data",)).items():
-        given["data", name] = _beside(node)
     used: set[tuple[str, str]] = set()
     for node in _citations([*root.section(("shared",)).values(), *jobs.values()]):
         match = _CITED.fullmatch(node.value)
@@ -37,7 +37,8 @@ def fill_in(root: Node, jobs: Mapping[str, Node], issues: Issues) -> None:
         key = match[1], match[2]
         used.add(key)
         if key in given:
-            node.value, node.path, node.source, node.line = _origin(given[key])
+            taken = given[key]
+            node.value, node.path, node.source, node.line = taken.value, taken.path, taken.source, taken.line
         else:
             known = [name for kind, name in given if kind == match[1]]
             guess = closest(match[2], known)
@@ -48,16 +49,10 @@ def fill_in(root: Node, jobs: Mapping[str, Node], issues: Issues) -> None:
             issues.add(node, *_unused(key, used, root, jobs))
 
 
-def _origin(node: Node) -> tuple[object, tuple[str | int, ...], str, int]:
-    return node.value, node.path, node.source, node.line
-
-
-def _beside(node: Node) -> Node:
-    """A relative path as seen from here; one that is relative to its config's folder is written with that folder."""
-    folder = Path(node.source).parent if node.line else None
-    if folder is None or not isinstance(node.value, str) or not _HERE.match(node.value):
-        return node
-    return Node(str(folder / node.value), node.path, node.source, node.line)
+def _place(node: Node) -> None:
+    """A path in a file is relative to the file's folder; write it with that folder."""
+    if node.line and isinstance(node.value, str) and _RELATIVE.match(node.value):
+        node.value = str(Path(node.source).parent / node.value)
 
 
 def _citations(nodes: list[Node]) -> Iterator[Node]:
