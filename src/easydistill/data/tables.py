@@ -55,6 +55,22 @@ class Columns:
             columns[name] = _field_array(values, self._types.get(name))
         return pa.table(columns)
 
+    def set_type(self, name: str, kind: Any) -> None:
+        """Give a column a type, where it has one already."""
+        if name in self._types:
+            self._types[name] = kind
+
+    def as_json(self, name: str) -> None:
+        """Write a column as JSON."""
+        import pyarrow as pa
+
+        self.set_type(name, pa.json_())
+
+    def all_as_json(self, except_for: Sequence[str]) -> None:
+        """Write all columns as JSON, but for some."""
+        for name in self._types.keys() - set(except_for):
+            self.as_json(name)
+
     def _fields(self, rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
         """The values of the columns that are neither the id nor part of the chat."""
         known = {"id", TOOLS, KWARGS, *self._chats}

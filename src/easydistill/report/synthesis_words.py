@@ -224,9 +224,15 @@ def end_lines(directory: Path) -> list[str]:
         cost = f"; cost {cost_words(models)}" if models else ""
         rejected = f", {stage.lost:,} rejected ({main_reasons(stage)})" if stage.lost else ""
         made = f"{or_missing(stage.entered)} candidates, {or_missing(stage.accepted)} accepted{rejected}{cost}"
-        lines += [f"{stage.operator}: {made}", f"rows:    {folder / LABELED_JSON}", f"card:    {folder / CARD}"]
+        taken = as_int(metrics.get("written"))
+        lines.append(f"{stage.operator}: {made}" + ("" if taken is None else f"; {taken:,} written"))
+        if dataset := as_text(metrics.get("folder")):
+            lines.append(f"dataset: {folder / dataset}")
+            continue
+        lines.append(f"rows:    {folder / LABELED_JSON}")
+        lines += [f"card:    {folder / CARD}"] if (folder / CARD).is_file() else []
         copies = True
-    copy = as_text(dig(config, "dataset.labeled_path"))
+    copy = as_text(dig(config, "dataset.labeled_path")) or as_text(dig(config, "mix.labeled_path"))
     if copies and copy:
         lines.append(f"copy:    {copy}")
     return lines

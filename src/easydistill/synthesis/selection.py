@@ -29,6 +29,7 @@ class NotScored(Exception):
     """A row's score is missing or invalid."""
 
     def __init__(self, key: str, value: Any, expected: str) -> None:
+        self.key = key
         super().__init__(f"there is no {key}" if value is None else f"{key} is {value!r}, not {expected}")
 
 

@@ -1,7 +1,8 @@
 """What a configured path of rows names: a file, a folder of shards, a glob, a folder of `save_to_disk`, a hub data set.
 
     rows.jsonl  rows.csv.gz        one file: its format is that of its suffix, perhaps under a compression
-    shards/                        all files of a folder, in the order of their names
+    shards/                        all files of a folder, in the order of their names; of one that holds nothing but
+                                   folders of splits (what the job `release` wrote), the files of `train/`
     shards/train-*.parquet  **/*.jsonl   the files that a glob matches, in the order of their paths
     saved/                         what `datasets.Dataset.save_to_disk` wrote
     hf://owner/name?split=train    a data set of the Hugging Face hub
@@ -28,7 +29,7 @@ TABLE_FORMATS = (".parquet", ".arrow")
 FORMATS = (*TEXT_FORMATS, *TABLE_FORMATS)
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 _SAME = {".ndjson": ".jsonl", ".tsv": ".csv"}
-_BESIDE_ROWS = (".md", ".txt", ".yaml", ".yml", ".py", ".html", ".lock", ".crc", ".log", ".ipynb")
+_BESIDE_ROWS = (".md", ".txt", ".yaml", ".yml", ".py", ".html", ".lock", ".crc", ".log", ".ipynb", ".sha256")
 """Files that lie beside the rows of a folder and hold none."""
 _NO_ROWS = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json", "LICENSE", "README"}
 _SPLITS = {
@@ -149,11 +150,22 @@ def _folder(name: str, path: Path) -> FilesPlace:
     inside = sorted(file for file in path.iterdir() if file.name[0] not in "._" and file.name not in _NO_ROWS)
     files = [file for file in inside if file.is_file() and file.suffix.lower() not in _BESIDE_ROWS]
     if not files:
+        if (split := _split_folder(path)) is not None:
+            return _folder(f"{name.rstrip('/')}/{split.name}", split)
         raise _no_rows(name, path)
     for file in files:
         _check_format(name, file)
     _refuse_mixed(name, files)
     return FilesPlace(path, tuple(files))
+
+
+def _split_folder(path: Path) -> Path | None:
+    """The folder to read of one that holds nothing but folders of splits: `train`, or the only one."""
+    folders = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and folder.name[0] not in "._"]
+    if not folders or any(_SPLITS.get(folder.name) != folder.name for folder in folders):
+        return None
+    train = next((folder for folder in folders if folder.name == "train"), None)
+    return train if train is not None or len(folders) > 1 else folders[0]
 
 
 def _no_rows(name: str, path: Path) -> PlaceError:

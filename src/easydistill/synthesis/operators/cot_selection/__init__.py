@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import chain, pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -31,6 +31,7 @@ MAKES_PROMPTS = False
 KEEPS_IMAGES = True
 Problem = tuple[str, str]
 """Why a row is rejected, as (reason, detail)."""
+_OR_KEEP = ', or set "unjudged": "keep" if all chains were verified'
 RV, CD, CORRECT = "rv", "cd", "correct"
 """Keys of a row's `meta` with its scores."""
 
@@ -84,6 +85,9 @@ class Config(Section):
     """How many of the rows within the ranges to take of each difficulty; by default all."""
     seed: Seed = 0
     """Breaks ties between rows that fit a bin equally well."""
+    unjudged: Literal["reject", "keep"] = "reject"
+    """What becomes of chains of which nothing says whether they are correct (no `correct`). `keep` is for published sets
+    of verified chains that leave it out, as OmniThought does. Chains that are marked wrong are rejected in any case."""
 
 
 def run(config: Config, rows: Sequence[Sample], tools: Tools | None = None) -> Steps[Result]:
@@ -114,10 +118,11 @@ def select(config: Config, rows: Sequence[Sample]) -> Result:
 
 def _problem(config: Config, row: Sample) -> Problem | None:
     """Why a row is rejected, as (reason, detail); None if it is not."""
+    unjudged = config.unjudged == "keep" and row.meta.get(CORRECT) is None
     try:
-        correct, rv, cd = verdict(row, CORRECT), score(row, RV), score(row, CD)
+        correct, rv, cd = unjudged or verdict(row, CORRECT), score(row, RV), score(row, CD)
     except NotScored as problem:
-        return "not_scored", f"{problem}; cot_scoring writes it"
+        return "not_scored", f"{problem}; cot_scoring writes it{_OR_KEEP if problem.key == CORRECT else ''}"
     if not correct:
         return "incorrect", "the chain of thought was judged wrong"
     for reason, name, value, (low, high) in (("verbosity", RV, rv, config.rv), ("difficulty", CD, cd, config.cd)):
