@@ -40,7 +40,7 @@ class LoadedConfig:
 
     job: JobConfig
     name: str
-    """The file's name without suffix; names the default run directory."""
+    """The file's name without suffix, or the recipe's with its size; names the default run directory."""
     source: dict[str, Any] = field(repr=False)
     """As written: before aliases, overrides and the environment. May hold secrets."""
     path: Path | None
@@ -89,7 +89,7 @@ def load_config(
     if found := [*unusable, *issues.in_order()]:
         raise ConfigError(found)
     assert job is not None
-    name = path.stem if path is not None else "config"
+    name = _name(source, path)
     if isinstance(job, PipelineConfig):
         # The jobs find each other's artifacts in the pipeline's run directory.
         job = job.model_copy(update={"jobs": jobs, "output_dir": str(job.run_directory(name))})
@@ -99,6 +99,13 @@ def load_config(
 
 def _path(source: str | Path) -> Path:
     return config_of(source) if isinstance(source, str) and source.startswith(PREFIX) else Path(source)
+
+
+def _name(source: str | Path | Mapping[str, Any], path: Path | None) -> str:
+    if path is None:
+        return "config"
+    # Files of recipes have the same names.
+    return f"{path.parent.name}-{path.stem}" if str(source).startswith(PREFIX) else path.stem
 
 
 def _typed(node: Node, data: dict[str, Any], classes: JobClasses, issues: Issues) -> JobConfig | None:
