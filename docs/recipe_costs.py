@@ -1,6 +1,7 @@
 """What the recipes cost by `easydistill plan`, with 10,000 prompts, on one GPU and on eight.
 
-`python docs/recipe_costs.py` writes the figures into each recipe's `about.json` and `README.md`; `--check` only compares.
+`python docs/recipe_costs.py [NAME…]` writes the figures into recipes' `about.json` and `README.md`; `--check` only
+compares.
 Nothing is loaded: the shapes of the published students and of the teachers that score tokens are here, and prompts are
 the recipe's own, repeated with a number.
 """
@@ -88,7 +89,8 @@ def settings(recipe: Recipe, folder: Path, prompts: int, gpus: int) -> list[str]
         if name == _SEEDS:
             continue
         if name == "benchmark":
-            rows = [{**_PROBLEM, "question_id": str(number)} for number in range(_LIVE_CODE_BENCH_V2)]
+            asked = _PROBLEM["question_content"]
+            rows = [{**_PROBLEM, "question_content": f"{asked} ({number})"} for number in range(_LIVE_CODE_BENCH_V2)]
         else:
             shown = list(rows_of(path))
             rows = [_numbered(shown[number % len(shown)], number) for number in range(prompts)]
@@ -160,9 +162,9 @@ def costs(recipe: Recipe) -> tuple[str, str]:
     line = f"{PROMPTS:,} prompts: {total.calls:,} calls; {tokens}"
     lines = [
         f"{total.calls:,} calls with {tokens}; at {PRICES['input']:g} and {PRICES['output']:g} a million, at most "
-        f"{total.cost[1]:,.0f}. These are the limits of the first questions of each job, with no row rejected: retries, "
-        "and questions that depend on answers, come on top; answers are rarely as long as they may be. After a run over "
-        "some rows (`dataset.max_samples`), `plan` extrapolates from real answers.",
+        f"{total.cost[1]:,.0f}. These are the limits of the first questions of each job, with no row rejected: "
+        "retries, and questions that depend on answers, come on top; answers are rarely as long as they may be. After "
+        "a run over some rows (`dataset.max_samples`), `plan` extrapolates from real answers.",
         "",
         "| stage | calls | tokens of prompts | of answers | one GPU | each of eight |",
         "|---|---|---|---|---|---|",
@@ -172,10 +174,13 @@ def costs(recipe: Recipe) -> tuple[str, str]:
         each = stage.estimate
         if each.calls or each.memory_bytes:
             lines.append(_row(stage.name, each, by_name[stage.name]))
-    trains = [name for name, each in by_name.items() if each.disk_bytes]
-    if trains:
-        line += f"; trains in {_gigabytes(total_of(alone))} on one GPU, {_gigabytes(total_of(many))} on each of eight"
-        lines += ["", f"Memory is that of the process that holds most, in {GPU_GB}-GB GPUs' terms: with `fsdp2`."]
+    on_one, on_each = (total_of(stage for stage in stages if stage.estimate.disk_bytes) for stages in (alone, many))
+    if on_one.memory_bytes:
+        line += f"; trains in {_gigabytes(on_one)} on one GPU, {_gigabytes(on_each)} on each of eight"
+        lines += [
+            "",
+            "Memory: of each process that trains, under `fsdp2`; what scores holds the teacher, on all GPUs together.",
+        ]
     return line, "\n".join(lines)
 
 
@@ -199,10 +204,12 @@ def _short(ends: tuple[int, int] | None) -> str:
     return f"{low} to {high}"
 
 
-def main(check: bool) -> int:
+def main(names: list[str], *, check: bool) -> int:
     os.environ.setdefault("API_KEY", "none")
     stale = []
     for recipe in recipes():
+        if names and recipe.name not in names:
+            continue
         line, section = costs(recipe)
         for path, text in (
             (recipe.folder / ABOUT, _about(recipe, line)),
@@ -226,4 +233,5 @@ def _about(recipe: Recipe, cost: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main("--check" in sys.argv[1:]))
+    given = sys.argv[1:]
+    sys.exit(main([name for name in given if name != "--check"], check="--check" in given))

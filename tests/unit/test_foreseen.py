@@ -123,6 +123,6 @@ def test_a_training_is_told_with_its_memory(tmp_path: Path, prompts: str, tiny_m
 def test_rows_that_nothing_is_known_of_have_no_figures(tmp_path: Path, prompts: str) -> None:
     """Pairs are no rows that stand-ins could be: the job is shown, without figures."""
     pairs = {"job_type": "dpo", "dataset": {"labeled_path": "@first/labeled"}, "models": {"student": "org/none"}}
-    stages = planned(tmp_path, prompts, dpo=pairs)
+    stages = planned(tmp_path, prompts, label=job("label", "first", 10), dpo=pairs)
     assert stages["dpo.train"].state == "waits for first" and stages["dpo.train"].estimate == Estimate()
     assert not (tmp_path / "run").exists()

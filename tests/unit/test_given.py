@@ -117,7 +117,8 @@ def test_where_it_lies_changes_nothing_of_what_runs(tmp_path: Path) -> None:
     ],
 )
 def test_what_no_job_uses_is_refused(override: str, path: str, hint: str) -> None:
-    assert [(where, fix) for where, _, fix in problems(pipeline(), override)][0] == (path, hint)
+    where, _, fix = problems(pipeline(), override)[0]
+    assert (where, fix) == (path, hint)
 
 
 def test_what_is_cited_must_be_given() -> None:

@@ -52,7 +52,7 @@ def test_configs_are_valid_and_have_their_data(recipe: Recipe, size: Size) -> No
         assert stages_of(inner)
     for name, path in job.data.items():
         # LiveCodeBench is not ours to ship.
-        assert name == "benchmark" and size == "full" or next(iter(rows_of(path)))
+        assert (name == "benchmark" and size == "full") or next(iter(rows_of(path)))
     # Two runs never share a directory.
     assert job.output_dir.endswith(recipe.name if size == "full" else f"{recipe.name}-small")
 
@@ -99,9 +99,7 @@ def test_the_published_settings_are_in_full(recipe: Recipe) -> None:
         assert launch.strategy == "fsdp2"
 
 
-@pytest.mark.parametrize(
-    ("name", "ratio", "length"), [("distilqwen2.5", 0.5, 512), ("code", 0.1, 1024)]
-)
+@pytest.mark.parametrize(("name", "ratio", "length"), [("distilqwen2.5", 0.5, 512), ("code", 0.1, 1024)])
 def test_the_published_white_box_settings(name: str, ratio: float, length: int) -> None:
     job: Any = api.load(f"recipe:{name}").job.jobs["distil"]  # type: ignore[attr-defined]
     loss = job.distillation

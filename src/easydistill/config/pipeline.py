@@ -58,8 +58,8 @@ class PipelineConfig(JobConfig):
     """Name → a model, which jobs cite as `@models/name`: `{"teacher": …, "student": …}`, for instance. So
     `--set models.student=…` changes it in all of them."""
     data: dict[JobName, NonEmptyStr] = {}  # noqa: RUF012
-    """Name → a path of rows, which jobs cite as `@data/name`. Relative paths in a file are relative to the file's folder,
-    so that a pipeline can be moved together with its data."""
+    """Name → a path of rows, which jobs cite as `@data/name`. Relative paths in a file are relative to the file's
+    folder, so that a pipeline can be moved together with its data."""
 
     @property
     def computes_deterministically(self) -> bool:

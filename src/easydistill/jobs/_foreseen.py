@@ -1,8 +1,8 @@
 """What a pipeline's jobs will cost before the rows that they wait for exist: upper and lower limits.
 
 Each job is estimated on rows that stand in for those of earlier jobs: as many as there will be at most (no earlier job
-rejects any), with the prompts that the pipeline begins with, and answers that are as short as possible for the lower limit
-and as long as permitted for the upper one. A student that is yet to be trained is the one it is made of.
+rejects any), with the prompts that the pipeline begins with, and answers that are as short as possible for the lower
+limit and as long as permitted for the upper one. A student that is yet to be trained is the one it is made of.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from easydistill.jobs._citations import replaced, untrained, values_of
 _SHOWN = 64
 """Rows that stand in for all."""
 _BYTES_A_TOKEN = 2
-"""Of the longest answers: as few as a forecast assumes for a token, so that its upper limit is their number of tokens."""
+"""Of the longest answers: as few as a forecast assumes, so that its upper limit is their number of tokens."""
 _COUNTED = ("calls", "tokens_at_most", "rows")
 _RANGED = ("prompt_tokens", "completion_tokens", "cost")
 _SCORES = {
@@ -59,9 +59,7 @@ def foreseen_estimates(name: str, jobs: Mapping[str, JobConfig]) -> dict[str, Es
     """
     rows = _rows_in(name, jobs)
     with tempfile.TemporaryDirectory(prefix="easydistill-") as folder:
-        ends = [
-            _estimates(name, jobs, rows, Path(folder), words) for words in (0, 0 if rows is None else rows.longest)
-        ]
+        ends = [_estimates(name, jobs, rows, Path(folder), words) for words in (0, 0 if rows is None else rows.longest)]
     low, high = ends
     return {stage: _between(low[stage], high[stage]) for stage in low.keys() & high.keys()}
 
@@ -107,7 +105,7 @@ def _with_stand_ins(name: str, jobs: Mapping[str, JobConfig], rows: Path) -> Job
         return None
 
 
-# --- rows --------------------------------------------------------------------------------------------------------------
+# --- rows ------------------------------------------------------------------------------------------------------------
 
 
 def _rows_in(name: str, jobs: Mapping[str, JobConfig]) -> ForeseenRows | None:
@@ -145,7 +143,11 @@ def _rows_at(path: str, columns: ColumnsConfig | None, jobs: Mapping[str, JobCon
     if read is None:
         return ForeseenRows(0, (), 0)
     inference = getattr(job, "inference", None)
-    answers_anew = inference is not None and job.job_type not in ("cot_scoring", "instruction_scoring", "task_labelling")
+    answers_anew = inference is not None and job.job_type not in (
+        "cot_scoring",
+        "instruction_scoring",
+        "task_labelling",
+    )
     return replace(
         read,
         count=rows_made(job, read.count),
@@ -155,7 +157,7 @@ def _rows_at(path: str, columns: ColumnsConfig | None, jobs: Mapping[str, JobCon
 
 def rows_made(job: Any, rows: int) -> int:
     """How many rows a job makes of so many at most, if it rejects none."""
-    made = getattr(job, "synthesis", None)
+    made: Any = getattr(job, "synthesis", None)
     match job.job_type:
         case "instruction_expansion":
             return int(made.num_output_samples)
@@ -187,7 +189,7 @@ def _write(path: Path, rows: ForeseenRows, words: int) -> int:
     return shown
 
 
-# --- figures -----------------------------------------------------------------------------------------------------------
+# --- figures ---------------------------------------------------------------------------------------------------------
 
 
 def _scaled(estimate: Estimate, factor: float) -> Estimate:
@@ -201,7 +203,7 @@ def _scaled(estimate: Estimate, factor: float) -> Estimate:
 
 def _between(low: Estimate, high: Estimate) -> Estimate:
     """The range from one estimate's lower end to the other's upper one."""
-    ends = {
+    ends: dict[str, Any] = {
         key: (getattr(low, key)[0], getattr(high, key)[1])
         for key in _RANGED
         if getattr(low, key) is not None and getattr(high, key) is not None

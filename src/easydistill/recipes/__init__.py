@@ -2,8 +2,8 @@
 
 A folder has `full.json` (the published settings), `small.json` (the same jobs on two cores, with real weights),
 `README.md`, and `about.json` (what lists show); rows are in `data/`, beside the folders. `recipe:NAME` and
-`recipe:NAME:small` name their configs wherever a config's path is expected. Paths in a pipeline's `data` are relative to
-its file's folder, so a copy runs where it is.
+`recipe:NAME:small` name their configs wherever a config's path is expected. Paths in a pipeline's `data` are relative
+to its file's folder, so a copy runs where it is.
 """
 
 from __future__ import annotations

@@ -66,9 +66,7 @@ def _citations(nodes: list[Node]) -> Iterator[Node]:
             yield node
 
 
-def _unused(
-    key: tuple[str, str], used: set[tuple[str, str]], root: Node, jobs: Mapping[str, Node]
-) -> tuple[str, str]:
+def _unused(key: tuple[str, str], used: set[tuple[str, str]], root: Node, jobs: Mapping[str, Node]) -> tuple[str, str]:
     """What is wrong with something given that no job cites, and where it can be set instead."""
     kind, name = key
     cited = sorted(f"@{kind}/{other}" for other_kind, other in used if other_kind == kind)

@@ -1,7 +1,7 @@
 """Selects rows whose answer is a program that passes the row's tests. This runs what a model wrote, in the sandbox.
 
-A program is found in the answer, and tests are read and run, as the reward `code` does (`rewards/code.py`): each test by
-itself, with limits on time, memory, files and network.
+A program is found in the answer, and tests are read and run, as the reward `code` does (`rewards/code.py`): each test
+by itself, with limits on time, memory, files and network.
 """
 
 from __future__ import annotations
