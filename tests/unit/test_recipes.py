@@ -80,7 +80,9 @@ def test_full_is_planned_with_cost_and_memory(recipe: Recipe) -> None:
     assert total.prompt_tokens and 0 < total.prompt_tokens[0] < total.prompt_tokens[1]
     assert total.cost and 0 < total.cost[0] < total.cost[1]
     asking = [stage for stage in stages if stage.estimate.calls]
-    assert len(asking) >= 2 and all(stage.estimate.cost for stage in asking if not stage.name.startswith("evaluate"))
+    # A student on this machine has no price.
+    priced = [stage for stage in asking if not stage.name.startswith(("evaluate.", "pairs.", "cogpo."))]
+    assert priced and all(stage.estimate.cost for stage in priced)
     trained = [stage for stage in stages if stage.name.rpartition(".")[2].startswith("train")]
     assert bool(trained) == (recipe.students != "no student")
     assert all(stage.estimate.memory_bytes and stage.estimate.disk_bytes for stage in trained)
