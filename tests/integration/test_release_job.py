@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 from collections.abc import Iterator
@@ -150,8 +149,10 @@ def test_images_are_refused_or_written_as_bytes(tmp_path: Path, load: Any) -> No
     assert not found["r1"]["images"]
     samples, refused = read_samples(target, labelled=True, images=ImageReader(ImageStore()))
     assert not refused and sum(len(sample.images) for sample in samples) == 2
-    stored = next(row for path in target.rglob("*.parquet") for row in parquet.read_table(path).to_pylist() if row["images"])
-    assert picture(RED)[:4] == io.BytesIO(stored["images"][0]["bytes"]).read(4)
+    stored = next(
+        row for path in target.rglob("*.parquet") for row in parquet.read_table(path).to_pylist() if row["images"]
+    )
+    assert stored["images"][0]["bytes"][:4] == picture(RED)[:4]
 
 
 def test_the_papers_format_and_what_it_cannot_hold(tmp_path: Path, load: Any) -> None:
@@ -199,7 +200,15 @@ def test_omnithought_is_read_and_written_as_published(tmp_path: Path, load: Any)
 
 def test_new_scores_replace_published_ones_and_name_their_judge(tmp_path: Path, load: Any) -> None:
     rows = [
-        {"id": "a", "instruction": "Legs?", "output": "8", "reasoning_content": "Eight.", "rv": 3, "cd": 2, "correct": 1}
+        {
+            "id": "a",
+            "instruction": "Legs?",
+            "output": "8",
+            "reasoning_content": "Eight.",
+            "rv": 3,
+            "cd": 2,
+            "correct": 1,
+        }
         | {"Reasoning_Verbosity": {"judge": "old", "level": 9}, "Cognitive_Difficulty": {"judge": "old", "level": 2}}
     ]
     folder = released(tmp_path / "a", rows, schema="omnithought", judge="new")
@@ -236,7 +245,12 @@ def test_the_card_tells_what_the_manifests_and_the_rows_say(tmp_path: Path, tiny
         "release": {
             "job_type": "release",
             "dataset": {"labeled_path": "@dedup/labeled"},
-            "release": {"tokenizer": str(tiny_model), "contamination": benchmarks, "name": "Numbers", "teachers": ["T"]},
+            "release": {
+                "tokenizer": str(tiny_model),
+                "contamination": benchmarks,
+                "name": "Numbers",
+                "teachers": ["T"],
+            },
         },
     }
     found = easydistill.run({"job_type": "pipeline", "output_dir": str(tmp_path / "run"), "jobs": jobs}, quiet=True)
@@ -284,7 +298,7 @@ def test_what_is_uploaded_is_the_folder(tmp_path: Path, hub: FakeHub, monkeypatc
     assert any("uploaded to o/n (private" in note for stage in easydistill.plan(config) for note in stage.notes)
     assert not hub.asked
     easydistill.run(config, quiet=True)
-    assert hub.files == files(tmp_path / "a/run/dataset") and len(hub.files) > 4
+    assert hub.files == files(tmp_path / "a/run/dataset") and len(hub.files) >= 4
     assert hub.created == [{"name": "n", "organization": "o", "type": "dataset", "visibility": "private"}]
     easydistill.run(config, quiet=True)
     assert hub.commits == 1, "a finished upload is not repeated"
@@ -302,7 +316,7 @@ def test_a_hub_that_refuses_is_told_and_asked_again(
     with pytest.raises(ConfigError, match="HF_TOKEN is not set"):
         easydistill.run(config, quiet=True)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong_token_12345")
-    with pytest.raises(PushFailed, match="o/n: .*401") as failure:
+    with pytest.raises(PushFailed, match=r"o/n: .*401") as failure:
         easydistill.run(config, quiet=True)
     assert "hf_wrong_token_12345" not in str(failure.value) + (tmp_path / "a/run/log.txt").read_text()
     assert not hub.files and files(tmp_path / "a/run/dataset")

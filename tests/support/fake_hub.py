@@ -82,9 +82,8 @@ class FakeHub:
                     self._answer(200, {"files": files})
                 elif self.path.endswith("/info/lfs/objects/batch"):
                     wanted = json.loads(body)["objects"]
-                    objects = [
-                        {**item, "actions": {"upload": {"href": f"{outer.url}/objects/{item['oid']}"}}} for item in wanted
-                    ]
+                    where = f"{outer.url}/objects"
+                    objects = [{**item, "actions": {"upload": {"href": f"{where}/{item['oid']}"}}} for item in wanted]
                     answer = {"transfer": "basic", "objects": objects}
                     self._answer(200, answer, "application/vnd.git-lfs+json")
                 elif "/commit/" in self.path:

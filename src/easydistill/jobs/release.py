@@ -1,4 +1,4 @@
-"""Writes rows as a dataset: sharded Parquet, a card, checksums, ready for `datasets.load_dataset`; uploaded if asked."""
+"""Writes rows as a dataset that `datasets.load_dataset` reads: sharded Parquet, a card, checksums."""
 
 from __future__ import annotations
 

@@ -109,7 +109,9 @@ def _refuse_shortage(found: Mapping[str, int], wanted: Mapping[str, Wanted], ava
     short = [name for name, count in found.items() if count > available[name] * wanted[name].epochs]
     if not short:
         return
-    told = ", ".join(f"{name}: {found[name]:,} wanted, {available[name] * wanted[name].epochs:,} there" for name in short)
+    told = ", ".join(
+        f"{name}: {found[name]:,} wanted, {available[name] * wanted[name].epochs:,} there" for name in short
+    )
     name = short[0]
     if not available[name]:
         raise Shortage(f"too few rows ({told})\n    → no row of {name} is left: see why in rejected.jsonl")

@@ -90,24 +90,33 @@ class MixConfig(Section):
 
     @model_validator(mode="after")
     def _adds_up(self) -> MixConfig:
-        shares = [wanted.share for wanted in self.wanted().values() if wanted.share is not None]
-        counts = [wanted.count for wanted in self.wanted().values() if wanted.count is not None]
-        takes_rest = len(shares) + len(counts) < len(self.inputs)
+        shares = self._shares()
         if sum(shares) > 1:
             raise Unfit(f"the shares add up to {float(sum(shares)):g}", "lower them to 1 together")
         if shares and len(shares) == len(self.inputs) and sum(shares) != 1:
             raise Unfit(f"the shares add up to {float(sum(shares)):g}, not to 1", "raise them, or add an input")
         if shares and len(shares) < len(self.inputs) and sum(shares) == 1:
             raise Unfit("the shares leave nothing for the other inputs", "lower the shares, or remove the inputs")
-        if self.total is not None and not takes_rest and len(shares) < len(self.inputs):
-            given = sum(counts) + sum(shares) * self.total
-            # Shares of rows are rounded.
-            if abs(given - self.total) >= (1 if shares else Fraction(1, 2)):
-                problem = f"counts and shares make {float(given):g} rows, and total says {self.total}"
-                raise Unfit(problem, 'remove total, or let an input fill the rest with "count": "all"')
-        if self.total is not None and takes_rest and sum(counts) + sum(shares) * self.total > self.total:
+        return self
+
+    @model_validator(mode="after")
+    def _makes_the_total(self) -> MixConfig:
+        shares = self._shares()
+        counts = [wanted.count for wanted in self.wanted().values() if wanted.count is not None]
+        if self.total is None or len(shares) == len(self.inputs):
+            return self
+        given = sum(counts) + sum(shares, Fraction()) * self.total
+        takes_rest = len(shares) + len(counts) < len(self.inputs)
+        # Shares of rows are rounded.
+        if not takes_rest and abs(given - self.total) >= (1 if shares else Fraction(1, 2)):
+            problem = f"counts and shares make {float(given):g} rows, and total says {self.total}"
+            raise Unfit(problem, 'remove total, or let an input fill the rest with "count": "all"')
+        if takes_rest and given > self.total:
             raise Unfit(f"counts and shares make more than the {self.total} rows of total", "raise total")
         return self
+
+    def _shares(self) -> list[Fraction]:
+        return [wanted.share for wanted in self.wanted().values() if wanted.share is not None]
 
     def wanted(self) -> dict[str, Wanted]:
         """How much of each input is taken."""

@@ -17,8 +17,8 @@ from easydistill.asking.outputs import (
 )
 from easydistill.data.images import ImageReader, ImageStore
 from easydistill.data.manifest import RowCounts
-from easydistill.data.reading import ROW, RowScan, at_most
-from easydistill.data.records import Rejection, SameIds, Sample, content_hash
+from easydistill.data.reading import RowScan, at_most
+from easydistill.data.records import Rejection, SameIds, Sample
 from easydistill.data.row_files import rows_of
 from easydistill.data.row_files.identity import hash_rows
 from easydistill.data.writing import UNWRITABLE, why_unwritable, write_paper_json, write_parquet

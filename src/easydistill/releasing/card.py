@@ -103,7 +103,12 @@ def _body(found: Contents) -> Iterator[str]:
 
 def _splits(found: Contents) -> Iterator[str]:
     rows = [
-        (name, sum(shard.rows for shard in shards), len(shards), f"{sum(shard.bytes for shard in shards) / 1e6:,.1f} MB")
+        (
+            name,
+            sum(shard.rows for shard in shards),
+            len(shards),
+            f"{sum(shard.bytes for shard in shards) / 1e6:,.1f} MB",
+        )
         for name, shards in found.shards.items()
     ]
     yield _table(("split", found.unit, "files", "size"), rows)
@@ -119,7 +124,8 @@ def _columns(found: Contents) -> Iterator[str]:
 def _licence(found: Contents) -> Iterator[str]:
     yield "## Licence\n"
     stated = f"The dataset is released under `{found.config.license}`." if found.config.license else ""
-    yield f"{stated or 'No licence was given for the dataset.'} Check the licences of its sources and its teachers too.\n"
+    stated = stated or "No licence was given for the dataset."
+    yield f"{stated} Check the licences of its sources and its teachers too.\n"
     by_input = {
         name: told["license"]
         for step in found.lineage.of("mix")
@@ -185,12 +191,18 @@ def _scores(found: Contents) -> Iterator[str]:
     if not (rv or cd or correct):
         return
     yield "## Chains of thought\n"
-    yield "Reasoning Verbosity (RV) and Cognitive Difficulty (CD), 0 to 9, as defined by OmniThought (arXiv 2505.10937).\n"
+    yield "Reasoning Verbosity (RV) and Cognitive Difficulty (CD), 0 to 9, as in OmniThought (arXiv 2505.10937).\n"
     levels = sorted({*rv, *cd}, key=float)
     largest = max([*rv.values(), *cd.values()], default=1) or 1
     if levels:
         rows = [
-            (level, rv.get(level, 0), _bar(rv.get(level, 0), largest), cd.get(level, 0), _bar(cd.get(level, 0), largest))
+            (
+                level,
+                rv.get(level, 0),
+                _bar(rv.get(level, 0), largest),
+                cd.get(level, 0),
+                _bar(cd.get(level, 0), largest),
+            )
             for level in levels
         ]
         yield _table(("level", "RV", "", "CD", ""), rows)

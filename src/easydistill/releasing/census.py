@@ -10,7 +10,6 @@ import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from easydistill.data.messages import Chat, full_text, identity_of
 from easydistill.data.records import Sample, canonical_json

@@ -1,5 +1,5 @@
-"""How rows were made, as the manifests of runs say: a file's hash leads to the stage that wrote it, the hash of what that
-stage read to the stage before it, and so on.
+"""How rows were made, as the manifests of runs say: a file's hash leads to the stage that wrote it, the hash of what
+that stage read to the stage before it, and so on.
 
 Only stages that lie in the known run directories are found. A file that was changed by hand has another hash, and the
 line ends there.
@@ -138,7 +138,7 @@ def _inputs(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def _models(folder: Path, manifest: Manifest) -> dict[str, str]:
-    """Role → the model that was asked, by the config of the job. A path is told by its last part: the rest is nobody's affair."""
+    """Role → the model that was asked, by the config of the job. A path is told by its last part alone."""
     config = manifest.fingerprint_of.get("config", {})
     asks = bool(isinstance(config, dict) and (config.get("models") or config.get("teacher")))
     role = "judge" if _name(manifest) in _JUDGING else "teacher"

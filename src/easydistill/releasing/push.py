@@ -1,4 +1,4 @@
-"""Uploads a released dataset to a repository of the Hugging Face hub. A stage of its own, and only where it is asked for."""
+"""Uploads a released dataset to a repository of the Hugging Face hub: a stage of its own, only if asked for."""
 
 from __future__ import annotations
 
@@ -38,9 +38,13 @@ class PushStage:
         if not os.environ.get(TOKEN, "").strip():
             hint = f"export {TOKEN}=…, with a token that may write to {self._repository}; or remove release.push"
             issues.append(ConfigIssue("this machine", "release.push", f"{TOKEN} is not set", hint))
-        if offline := next((name for name in _OFFLINE if os.environ.get(name, "0").lower() in {"1", "true", "yes"}), ""):
+        if offline := next(
+            (name for name in _OFFLINE if os.environ.get(name, "0").lower() in {"1", "true", "yes"}), ""
+        ):
             problem = f"{offline} is set, and nothing can be uploaded"
-            issues.append(ConfigIssue("this machine", "release.push", problem, f"unset {offline}, or remove release.push"))
+            issues.append(
+                ConfigIssue("this machine", "release.push", problem, f"unset {offline}, or remove release.push")
+            )
         return issues
 
     def fingerprint(self) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """Rows → Parquet files of one schema: Zstandard, a file a shard, the same bytes for the same rows.
 
-A shard ends when its file has reached the wanted size, so it is larger than that by at most a row group. Which types hold
-all rows is found before the first table is made. Where a type that was found does not hold a value after all (an integer
-that no float is equal to), its column is written as JSON, and all shards anew.
+A shard ends when its file has reached the wanted size, so it is larger than that by at most a row group. Which types
+hold all rows is found before the first table is made. Where a type that was found does not hold a value after all (an
+integer that no float is equal to), its column is written as JSON, and all shards anew.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -176,8 +175,3 @@ def checksums(folder: Path) -> str:
 
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return "".join(f"{hash_file(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths)
-
-
-def as_json_text(value: Any) -> str:
-    """A value for a table of the card."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

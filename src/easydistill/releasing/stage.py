@@ -136,7 +136,11 @@ class ReleaseStage:
         folder = context.directory / FOLDER
         partial = context.directory / f".{FOLDER}.partial"
         shards = write_splits(
-            partial, self._split(samples), layout, int(self._config.shard_mb * _MEGABYTE), context.stop.raise_if_requested
+            partial,
+            self._split(samples),
+            layout,
+            int(self._config.shard_mb * _MEGABYTE),
+            context.stop.raise_if_requested,
         )
         contents = Contents(
             self._title,
@@ -189,9 +193,9 @@ class ReleaseStage:
             wanted = round(part * len(samples)) if part < 1 else int(part)
             rest, parts[name] = split_heldout(rest, wanted, self._config.seed)
         found: dict[str, Sequence[Sample]] = {"train": rest, **parts}
-        for name, rows in found.items():
+        for split, rows in found.items():
             if not rows:
-                problem = f"the split {name} has no rows: {len(samples):,} rows are too few, or share too few prompts"
+                problem = f"the split {split} has no rows: {len(samples):,} rows are too few, or share too few prompts"
                 raise DataError(f"{problem}\n    → lower release.splits")
         return found
 

@@ -22,7 +22,6 @@ from easydistill.task_evaluation.contamination import problems_in
 from easydistill.task_evaluation.exams import exam_of
 from easydistill.tasks import TASKS
 
-
 _PERMISSION = "allow_execution"
 """Field of tasks whose scores need programs to be run."""
 

@@ -44,7 +44,12 @@ def test_thresholds_as_easydistill_1_shipped_them() -> None:
         (4, 10, True, "cd is 10, not a score of 0 to 9; cot_scoring writes it"),
         (4, -1, True, "cd is -1, not a score of 0 to 9; cot_scoring writes it"),
         (4, float("nan"), True, "cd is nan, not a score of 0 to 9; cot_scoring writes it"),
-        (4, 4, None, "there is no correct; cot_scoring writes it"),
+        (
+            4,
+            4,
+            None,
+            'there is no correct; cot_scoring writes it, or set "unjudged": "keep" if all chains were verified',
+        ),
         (4, 4, "yes", "correct is 'yes', not 0 or 1; cot_scoring writes it"),
         (4, 4, 2, "correct is 2, not 0 or 1; cot_scoring writes it"),
         (4, 4, 0.5, "correct is 0.5, not 0 or 1; cot_scoring writes it"),
@@ -53,6 +58,13 @@ def test_thresholds_as_easydistill_1_shipped_them() -> None:
 def test_invalid_scores_are_rejected(rv: Any, cd: Any, correct: Any, detail: str) -> None:
     result = select(Config(), [cot("1", rv, cd, correct)])
     assert [(each.reason, each.detail) for each in result.rejected] == [("not_scored", detail)]
+
+
+def test_published_chains_that_were_all_verified_need_no_mark() -> None:
+    rows = [cot("a", 4, 4, None), cot("b", 4, 4, 0), cot("c", 4, 4, "yes"), cot("d", None, 4, None)]
+    result = select(Config(unjudged="keep"), rows)
+    assert [each.id for each in result.accepted] == ["a"]
+    assert [each.reason for each in result.rejected] == ["incorrect", "not_scored", "not_scored"]
 
 
 def test_incorrect_rows_are_rejected() -> None:

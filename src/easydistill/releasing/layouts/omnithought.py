@@ -3,8 +3,8 @@
     question, reasoning: [{full_response, model, Reasoning_Verbosity: {judge, level}, Cognitive_Difficulty: {judge,
     level}, correct, …}], id, and the problem's other fields
 
-`full_response` holds thoughts as `<think>…</think>` before the answer. A field whose value differs between the chains of
-some problem belongs to the chains, and so do those that are always about an answer; the others are the problem's.
+`full_response` holds thoughts as `<think>…</think>` before the answer. A field whose value differs between the chains
+of some problem belongs to the chains, and so do those that are always about an answer; the others are the problem's.
 """
 
 from __future__ import annotations
@@ -154,7 +154,9 @@ def _groups(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
     keys = numpy.array([_key(sample) for sample in samples], dtype=numpy.uint64)
     _, first, inverse = numpy.unique(keys, return_index=True, return_inverse=True)
     order = numpy.argsort(first[inverse], kind="stable")
-    starts = numpy.flatnonzero(numpy.append(True, inverse[order][1:] != inverse[order][:-1])) if len(order) else []
+    if not len(order):
+        return
+    starts = numpy.flatnonzero(numpy.append(True, inverse[order][1:] != inverse[order][:-1])).tolist()
     for begin, end in zip(starts, [*starts[1:], len(order)], strict=True):
         yield [samples[int(at)] for at in order[begin:end]]
 

@@ -68,7 +68,7 @@ class Chats(Plain):
 
 
 class Instructions(Plain):
-    """`id`, `instruction`, `input` (empty), `output`, perhaps `system` and `reasoning_content`, and the other fields."""
+    """`id`, `instruction`, `input` (empty), `output`, perhaps `system` and `reasoning_content`, and other fields."""
 
     def __init__(self) -> None:
         super().__init__(())
@@ -81,7 +81,7 @@ class Instructions(Plain):
             *before, question, answer = sample.messages
             yield {
                 "id": sample.id,
-                **{"system": message["content"] for message in before},
+                **({"system": before[0]["content"]} if before else {}),
                 "instruction": question["content"],
                 "input": "",
                 "output": answer["content"],

@@ -86,8 +86,8 @@ class Config(Section):
     seed: Seed = 0
     """Breaks ties between rows that fit a bin equally well."""
     unjudged: Literal["reject", "keep"] = "reject"
-    """What becomes of chains of which nothing says whether they are correct (no `correct`). `keep` is for published sets
-    of verified chains that leave it out, as OmniThought does. Chains that are marked wrong are rejected in any case."""
+    """What becomes of chains of which nothing says whether they are correct (no `correct`). `keep` is for published
+    sets of verified chains that leave it out, as OmniThought does. Chains that are marked wrong are always rejected."""
 
 
 def run(config: Config, rows: Sequence[Sample], tools: Tools | None = None) -> Steps[Result]:
@@ -122,7 +122,8 @@ def _problem(config: Config, row: Sample) -> Problem | None:
     try:
         correct, rv, cd = unjudged or verdict(row, CORRECT), score(row, RV), score(row, CD)
     except NotScored as problem:
-        return "not_scored", f"{problem}; cot_scoring writes it{_OR_KEEP if problem.key == CORRECT else ''}"
+        absent = problem.key == CORRECT and row.meta.get(CORRECT) is None
+        return "not_scored", f"{problem}; cot_scoring writes it{_OR_KEEP if absent else ''}"
     if not correct:
         return "incorrect", "the chain of thought was judged wrong"
     for reason, name, value, (low, high) in (("verbosity", RV, rv, config.rv), ("difficulty", CD, cd, config.cd)):
