@@ -98,8 +98,8 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools | None = None) -> S
 
 
 def select(config: Config, rows: Sequence[Sample]) -> Result:
-    """Accepted and rejected rows, both in the rows' order. The facts include how many rows each bin lacks, and how often
-    each score was given, before and after (rounded)."""
+    """Accepted and rejected rows, both in the rows' order. The facts include how many rows each bin lacks, and how
+    often each score was given, before and after (rounded)."""
     # Few problems are different, and rows many.
     same: dict[Problem | None, Problem | None] = {}
     problems = [same.setdefault(problem, problem) for problem in (_problem(config, row) for row in rows)]
