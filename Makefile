@@ -21,11 +21,14 @@ LOWEST_TESTS := tests/e2e/test_black_box.py tests/e2e/test_white_box.py tests/in
 	tests/unit/test_raw_text.py tests/unit/test_structured.py tests/unit/synthesis/test_similarity.py \
 	tests/unit/rewards/test_verify_reward.py
 
-.PHONY: help quickstart vision test test-slow test-lowest lint format bench bench-gpu docs clean
+RECIPES ?= $(sort $(notdir $(patsubst %/small.json,%,$(wildcard src/easydistill/recipes/*/small.json))))
+
+.PHONY: help quickstart vision recipes test test-slow test-lowest lint format bench bench-gpu docs clean
 
 help:
 	@echo "make quickstart   install, then distil a real model on this machine (about ten minutes)"
 	@echo "make vision       the same with models that see, the teacher's making included (about ten minutes)"
+	@echo "make recipes      every recipe's small config, to its report (some minutes each); RECIPES=thoughtx for one"
 	@echo "make test         install, then run the tests"
 	@echo "make test-slow    the tests that take longer"
 	@echo "make test-lowest  some tests, with the lowest versions that pyproject.toml declares"
@@ -72,6 +75,11 @@ vision: $(VENV)/.vision
 	$(RUN) $(BIN)/python examples/vision/exact_match.py runs/vision/black_box/student
 	$(RUN) $(BIN)/easydistill -config=examples/vision/white_box.json
 	$(RUN) $(BIN)/python examples/vision/exact_match.py runs/vision/white_box/student
+
+recipes: $(VENV)/.train
+	@for name in $(RECIPES); do \
+		echo "== $$name"; $(RUN) $(BIN)/easydistill run recipe:$$name:small || exit 1; \
+	done
 
 test: $(VENV)/.vllm
 	$(RUN) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder

@@ -22,7 +22,7 @@ from easydistill.errors import EXIT_FAILED, EXIT_OK, EasyDistillError, Interrupt
 if TYPE_CHECKING:
     from easydistill.data.messages import Message
     from easydistill.doctor.finding import Finding
-    from easydistill.engine.stage import Previewed
+    from easydistill.engine.stage import Estimate, Previewed
 
 COMMANDS = (
     "run",
@@ -31,6 +31,7 @@ COMMANDS = (
     "plan",
     "preview",
     "init",
+    "recipes",
     "migrate",
     "schema",
     "report",
@@ -57,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def add_config(name: str, help: str) -> argparse.ArgumentParser:
         command = add(name, help)
-        command.add_argument("config", nargs="?", help="config file (.json, .jsonc, .yaml, .toml)")
+        command.add_argument("config", nargs="?", help="config file (.json, .jsonc, .yaml, .toml), or recipe:NAME")
         command.add_argument("-config", "--config", dest="config_option", metavar="FILE", help="the same, as an option")
         words = "override a value, e.g. training.learning_rate=1e-5 (repeatable)"
         command.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides", help=words)
@@ -82,9 +83,14 @@ def _parser() -> argparse.ArgumentParser:
     preview = add_config("preview", "show the first rows and prompts as they would be sent, without asking a model")
     preview.add_argument("-n", "--rows", type=_count, default=5, metavar="N", help="how many rows (default 5)")
     preview.add_argument("--json", action="store_true", help="as JSON Lines")
-    init = add("init", "print a commented starting config")
-    init.add_argument("job_type", help="which job, e.g. black_box_kd_local")
-    init.add_argument("-o", "--output", metavar="FILE", help="write it to a file instead")
+    init = add("init", "print a commented starting config, or copy a recipe")
+    init.add_argument("job_type", nargs="?", help="which job, e.g. black_box_kd_local")
+    init.add_argument("--recipe", metavar="NAME", help="copy a recipe's config, data and README into a folder instead")
+    init.add_argument("--small", action="store_true", help="with --recipe: the one that runs on two cores")
+    words = "write it to a file instead; with --recipe: the folder (default: the recipe's name)"
+    init.add_argument("-o", "--output", metavar="FILE", help=words)
+    recipes = add("recipes", "list the recipes: whole pipelines with published settings")
+    recipes.add_argument("--json", action="store_true", help="as JSON")
     migrate = add("migrate", "translate a config of EasyDistill 1 or 2, and list what is named or works differently")
     migrate.add_argument("old", help="the old config")
     migrate.add_argument("-o", "--output", metavar="FILE", help="write it to a file instead (- for the screen)")
@@ -169,6 +175,7 @@ def _with_command(arguments: list[str]) -> list[str]:
         return arguments
     is_option = first.split("=")[0] in {"-config", "--config", "--set", "--quiet", "--node-rank"}
     is_file = not first.startswith("-") and Path(first).suffix in {".json", ".jsonc", ".yaml", ".yml", ".toml"}
+    is_file |= first.startswith("recipe:")
     return ["run", *arguments] if is_option or is_file else arguments
 
 
@@ -281,23 +288,32 @@ def _plan(arguments: argparse.Namespace) -> int:
     import dataclasses
 
     from easydistill import api
+    from easydistill.engine.stage import total_of
 
     config = _config(arguments)
     stages = api.plan(config, arguments.overrides)
     _say(api.load(config, arguments.overrides).notes)
+    total = total_of(stages)
     if arguments.json:
-        print(json.dumps({"stages": [dataclasses.asdict(stage) for stage in stages]}, indent=2))
+        shown = {"stages": [dataclasses.asdict(stage) for stage in stages], "total": dataclasses.asdict(total)}
+        print(json.dumps(shown, indent=2))
         return EXIT_OK
     for number, stage in enumerate(stages, start=1):
-        facts = [
-            f"{name.replace('_', ' ')} {_amount(name, value)}"
-            for name, value in dataclasses.asdict(stage.estimate).items()
-            if value is not None
-        ]
-        print(f"{number}. {stage.name:<10} {stage.state:<8} {', '.join(facts)}")
+        print(f"{number}. {stage.name:<10} {stage.state:<8} {_facts(stage.estimate)}")
         for note in stage.notes:
             print(f"   note: {note}")
+    if any(stage.state.startswith("waits") for stage in stages):
+        print("figures of what waits are limits: as if no row were rejected, of the shortest and the longest answers")
+    if len(stages) > 1 and (facts := _facts(total)):
+        print(f"in all: {facts}")
     return EXIT_OK
+
+
+def _facts(estimate: Estimate) -> str:
+    import dataclasses
+
+    known = ((name, value) for name, value in dataclasses.asdict(estimate).items() if value is not None)
+    return ", ".join(f"{name.replace('_', ' ')} {_amount(name, value)}" for name, value in known)
 
 
 def _preview(arguments: argparse.Namespace) -> int:
@@ -331,9 +347,19 @@ def _amount(name: str, value: Any) -> str:
 
 
 def _init(arguments: argparse.Namespace) -> int:
+    from easydistill.errors import ConfigError, ConfigIssue
+
+    if (arguments.recipe is None) == (arguments.job_type is None):
+        problem = "neither a job nor a recipe is named" if arguments.recipe is None else "a job and a recipe are named"
+        hint = "easydistill init black_box_kd_local, or easydistill init --recipe thoughtx"
+        raise ConfigError(ConfigIssue("command line", "", problem, hint))
+    if arguments.recipe is not None:
+        return _init_recipe(arguments)
+    if arguments.small:
+        problem = "--small has no meaning without --recipe"
+        raise ConfigError(ConfigIssue("command line", "", problem, "remove it, or name a recipe"))
     from easydistill import api
     from easydistill.config.reading.template import starting_config
-    from easydistill.errors import ConfigError, ConfigIssue
 
     classes = api.job_classes()
     if arguments.job_type not in classes:
@@ -341,6 +367,29 @@ def _init(arguments: argparse.Namespace) -> int:
         raise ConfigError(ConfigIssue("command line", "", problem, f"use one of {', '.join(sorted(classes))}"))
     text = starting_config(classes[arguments.job_type])
     return _write(text, arguments.output)
+
+
+def _init_recipe(arguments: argparse.Namespace) -> int:
+    from easydistill.recipes import copy
+
+    target = Path(arguments.output or arguments.recipe.lower())
+    config = copy(arguments.recipe, target, "small" if arguments.small else "full")
+    print(f"wrote {target}\nread {target / 'README.md'}, then: easydistill plan {config}")
+    return EXIT_OK
+
+
+def _recipes(arguments: argparse.Namespace) -> int:
+    from easydistill.recipes import recipes
+
+    found = list(recipes())
+    if arguments.json:
+        shown = ("name", "does", "teachers", "students", "cost")
+        print(json.dumps([{key: getattr(recipe, key) for key in shown} for recipe in found], indent=2))
+        return EXIT_OK
+    for recipe in found:
+        print(f"{recipe.name}\n  {recipe.does}\n  {recipe.teachers} → {recipe.students}\n  {recipe.cost}")
+    print("\neasydistill run recipe:NAME:small runs one on two cores; easydistill init --recipe NAME copies it")
+    return EXIT_OK
 
 
 def _write(text: str, output: str | None) -> int:
@@ -461,6 +510,7 @@ _DISPATCH: dict[str, Any] = {
     "plan": _plan,
     "preview": _preview,
     "init": _init,
+    "recipes": _recipes,
     "migrate": _migrate,
     "schema": _schema,
     "report": _report,

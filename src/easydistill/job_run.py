@@ -245,7 +245,7 @@ class JobRun:
     def _resume_command(self) -> str:
         if self._loaded.path is None:
             return "easydistill.run(…) with the same config"
-        parts = ["easydistill", "run", str(self._loaded.path)]
+        parts = ["easydistill", "run", self._loaded.given]
         if self._node_rank is not None:
             parts += ["--node-rank", str(self._node_rank)]
         for override in self._loaded.overrides:

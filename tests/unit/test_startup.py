@@ -36,11 +36,13 @@ def arguments(name: str, config: str) -> list[str]:
         "validate": ["validate", config],
         "schema": ["schema"],
         "init": ["init", "black_box_kd_api"],
+        "recipes": ["recipes"],
+        "a recipe": ["init", "--recipe", "code", "-o", config.replace("kd.json", "copy")],
         "migrate": ["migrate", config.replace("kd.json", "old.json")],
     }[name]
 
 
-@pytest.mark.parametrize("name", ["help", "validate", "schema", "init", "migrate"])
+@pytest.mark.parametrize("name", ["help", "validate", "schema", "init", "migrate", "recipes", "a recipe"])
 def test_no_heavy_library(name: str, config: str) -> None:
     code = (
         "import sys\nfrom easydistill.cli import main\n"
@@ -51,7 +53,10 @@ def test_no_heavy_library(name: str, config: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("name", "most"), [("help", 150), ("validate", 450), ("init", 450), ("schema", 700)])
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("help", 150), ("recipes", 150), ("a recipe", 150), ("validate", 450), ("init", 450), ("schema", 700)],
+)
 def test_few_modules_are_loaded(name: str, most: int, config: str) -> None:
     """Time depends on the machine, so modules are counted instead. `schema` loads every job, the others one."""
     code = (

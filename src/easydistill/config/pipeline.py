@@ -9,11 +9,13 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, WithJsonSchema
 
-from easydistill.config.base import Unfit
+from easydistill.config.base import NonEmptyStr, Unfit
 from easydistill.config.job import JobConfig
 from easydistill.config.values import KeyPath, show
 
 PIPELINE = "pipeline"
+GIVEN = ("models", "data")
+"""Sections of what is given to a pipeline."""
 JobName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
@@ -32,6 +34,16 @@ JobSection = Annotated[
 _CITATION = re.compile(r"@([A-Za-z0-9][A-Za-z0-9_-]*)/(\S+)")
 
 
+def _model(value: Any) -> Any:
+    if not (isinstance(value, str) and value.strip()) and not isinstance(value, dict):
+        raise Unfit(f"a model is needed here, not {show(value)}", "write a path, a hub id, or a student's section")
+    return value
+
+
+GivenModel = Annotated[Any, BeforeValidator(_model), WithJsonSchema({"type": ["string", "object"]})]
+"""A model: as `models.teacher` or `models.student` of a job names it."""
+
+
 class PipelineConfig(JobConfig):
     """Jobs that run one after another in one run directory."""
 
@@ -39,7 +51,15 @@ class PipelineConfig(JobConfig):
     """Name → a job's config. Jobs run in the order written. `@name/artifact` in place of a path refers to something an
     earlier job made: `labeled`, `student`, `signals`, or a file of one of its stages."""
     shared: dict[str, dict[str, Any]] = {}  # noqa: RUF012 (pydantic copies it)
-    """Sections given to every job that knows them; a job's own keys take precedence."""
+    """Sections given to every job that knows them, and of their keys those that it knows; a job's own keys take
+    precedence."""
+
+    models: dict[JobName, GivenModel] = {}  # noqa: RUF012
+    """Name → a model, which jobs cite as `@models/name`: `{"teacher": …, "student": …}`, for instance. So
+    `--set models.student=…` changes it in all of them."""
+    data: dict[JobName, NonEmptyStr] = {}  # noqa: RUF012
+    """Name → a path of rows, which jobs cite as `@data/name`. Relative paths in a file are relative to the file's
+    folder, so that a pipeline can be moved together with its data."""
 
     @property
     def computes_deterministically(self) -> bool:

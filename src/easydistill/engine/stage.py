@@ -144,6 +144,27 @@ class PlannedStage:
     """What a user would not expect of it, a line each."""
 
 
+def total_of(stages: Iterable[PlannedStage]) -> Estimate:
+    """What all stages take together: calls, tokens, cost and disk of all, memory of the one that takes most."""
+    found = [stage.estimate for stage in stages]
+    asking = [estimate for estimate in found if estimate.calls]
+    # Models on this machine have no price.
+    priced = [estimate.cost for estimate in asking if estimate.cost is not None]
+    return Estimate(
+        calls=sum(estimate.calls_at_most or estimate.calls or 0 for estimate in asking) if asking else None,
+        prompt_tokens=_summed([estimate.prompt_tokens for estimate in asking]),
+        completion_tokens=_summed([estimate.completion_tokens for estimate in asking]),
+        cost=(sum(low for low, _ in priced), sum(high for _, high in priced)) if priced else None,
+        disk_bytes=sum(sizes) if (sizes := [size for each in found if (size := each.disk_bytes)]) else None,
+        memory_bytes=max((size for each in found if (size := each.memory_bytes)), default=None),
+    )
+
+
+def _summed(ranges: Sequence[tuple[int, int] | None]) -> tuple[int, int] | None:
+    known = [ends for ends in ranges if ends is not None]
+    return (sum(low for low, _ in known), sum(high for _, high in known)) if known else None
+
+
 @dataclass(frozen=True)
 class Previewed:
     """What a stage would send to a model, or a row that it would read, as `preview` shows it."""

@@ -31,6 +31,7 @@ from easydistill.engine.summary import JOB, Clock, exit_code_of, summarise
 from easydistill.errors import ConfigError, ConfigIssue, DataError
 from easydistill.jobs import stages_of
 from easydistill.jobs._citations import Resolved, concerns, replaced, untrained, values_of
+from easydistill.jobs._foreseen import foreseen_estimates
 from easydistill.launch.stages import stage_runner
 
 LABELED = "labeled"
@@ -188,7 +189,7 @@ class _JobStage:
         return Estimate()
 
     def planned(self, directory: Path, pending: Collection[str]) -> list[PlannedStage]:
-        """The job's own stages, without estimates if artifacts that they cite do not exist yet."""
+        """The job's own stages. If artifacts that they cite do not exist yet, the estimates are limits."""
         resolved = self._resolve()
         stages = stages_of(resolved.job)
         run = RunDirectory(directory)
@@ -196,8 +197,14 @@ class _JobStage:
         if waits_for:
             state = f"waits for {', '.join(waits_for)}"
             known = {stage.name: notes_of(stage) for stage in self._known_stages()}
+            ahead = foreseen_estimates(self.name, self._jobs)
             return [
-                PlannedStage(f"{self.name}.{stage.name}", state, Estimate(), known.get(stage.name, ()))
+                PlannedStage(
+                    f"{self.name}.{stage.name}",
+                    state,
+                    ahead.get(stage.name, Estimate()),
+                    known.get(stage.name, ()),
+                )
                 for stage in stages
             ]
         records = Runner.silent(run).completed(stages)

@@ -71,7 +71,16 @@ def test_incorrect_rows_are_rejected() -> None:
     rows = [cot("a", 4, 4, False), cot("b", 4, 4, 0), cot("c", 4, 4, 1), cot("d", 4.5, 3.2)]
     result = select(Config(), rows)
     assert [each.id for each in result.accepted] == ["c", "d"]
-    assert result.facts == {"correct_and_in_range": 2, "dropped": {"incorrect": 2}}
+    assert result.facts == {
+        "correct_and_in_range": 2,
+        "scores": {
+            "rv, before": {"4": 4},
+            "rv, after": {"4": 2},
+            "cd, before": {"3": 1, "4": 3},
+            "cd, after": {"3": 1, "4": 1},
+        },
+        "dropped": {"incorrect": 2},
+    }
 
 
 score = st.integers(0, 9)

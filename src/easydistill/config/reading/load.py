@@ -19,6 +19,7 @@ from easydistill.config.reading.aliases import (
     use_current_names,
 )
 from easydistill.config.reading.diagnose import closest, explain
+from easydistill.config.reading.given import fill_in
 from easydistill.config.reading.nodes import Issues, Node, from_mapping
 from easydistill.config.reading.old_jobs import refuse_old, why_not_here
 from easydistill.config.reading.overrides import apply_overrides
@@ -28,6 +29,7 @@ from easydistill.config.reading.syntax import read_file
 from easydistill.config.reading.track import name_sinks
 from easydistill.config.values import show
 from easydistill.errors import ConfigError
+from easydistill.recipes import PREFIX, config_of
 
 JobClasses = Mapping[str, type[JobConfig]]
 
@@ -38,11 +40,13 @@ class LoadedConfig:
 
     job: JobConfig
     name: str
-    """The file's name without suffix; names the default run directory."""
+    """The file's name without suffix, or the recipe's with its size; names the default run directory."""
     source: dict[str, Any] = field(repr=False)
     """As written: before aliases, overrides and the environment. May hold secrets."""
     path: Path | None
     overrides: tuple[str, ...] = field(default=(), repr=False)
+    given: str = "config"
+    """How it was named: a path, or a recipe."""
     notes: tuple[str, ...] = ()
     """What was read under another name or in another way than it is written."""
 
@@ -59,15 +63,15 @@ def load_config(
     """Read and validate a config.
 
     Args:
-        source: a file's path, or the config itself as a mapping.
+        source: a file's path, `recipe:NAME` or `recipe:NAME:small`, or the config itself as a mapping.
         job_classes: gives the config class of each job type.
         overrides: `dotted.path=value`, applied in order over the file.
 
     Raises:
         ConfigError: with every issue that can be found at once.
     """
-    path = None if isinstance(source, Mapping) else Path(source)
-    root = from_mapping(source) if isinstance(source, Mapping) else read_file(Path(source))
+    path = None if isinstance(source, Mapping) else _path(source)
+    root = from_mapping(source) if isinstance(source, Mapping) else read_file(_path(source))
     written, classes, issues = root.plain(), job_classes(), Issues()
     use_current_names(root, issues)
     unusable = apply_overrides(root, overrides, issues)
@@ -75,6 +79,7 @@ def load_config(
     name_sinks(root, issues)
     refuse_old(root, classes)
     parts = jobs_of(root)
+    fill_in(root, parts, issues)
     share_sections(root, parts, classes, issues)
     data = resolve(root, issues)
     for part in parts:
@@ -84,11 +89,23 @@ def load_config(
     if found := [*unusable, *issues.in_order()]:
         raise ConfigError(found)
     assert job is not None
-    name = path.stem if path is not None else "config"
+    name = _name(source, path)
     if isinstance(job, PipelineConfig):
         # The jobs find each other's artifacts in the pipeline's run directory.
         job = job.model_copy(update={"jobs": jobs, "output_dir": str(job.run_directory(name))})
-    return LoadedConfig(job, name, written, path, tuple(overrides), tuple(issues.notes))
+    given = "config" if isinstance(source, Mapping) else str(source)
+    return LoadedConfig(job, name, written, path, tuple(overrides), given, tuple(issues.notes))
+
+
+def _path(source: str | Path) -> Path:
+    return config_of(source) if isinstance(source, str) and source.startswith(PREFIX) else Path(source)
+
+
+def _name(source: str | Path | Mapping[str, Any], path: Path | None) -> str:
+    if path is None:
+        return "config"
+    # Files of recipes have the same names.
+    return f"{path.parent.name}-{path.stem}" if str(source).startswith(PREFIX) else path.stem
 
 
 def _typed(node: Node, data: dict[str, Any], classes: JobClasses, issues: Issues) -> JobConfig | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+
+from pydantic.fields import FieldInfo
 
 from easydistill.config.job import JobConfig
 from easydistill.config.pipeline import PIPELINE, citations
 from easydistill.config.reading.aliases import current_job_type
 from easydistill.config.reading.diagnose import closest
+from easydistill.config.reading.fields import keys_of, models_in
 from easydistill.config.reading.nodes import Issues, Node
 from easydistill.config.values import show
 
@@ -21,13 +24,17 @@ def jobs_of(root: Node) -> dict[str, Node]:
 def share_sections(
     root: Node, jobs: Mapping[str, Node], classes: Mapping[str, type[JobConfig]], issues: Issues
 ) -> None:
-    """Add each section of `shared` to every job that knows it; the job's own keys win."""
+    """Add each section of `shared` to every job that knows it; the job's own keys win.
+
+    A key that only some of these jobs know is given to those: a server's address not to a job that asks local models.
+    """
     shared = root.section(("shared",)) if jobs else {}
     sections = {name: _sections_of(job, classes) for name, job in jobs.items()}
     for key, section in shared.items():
-        takers = [jobs[name] for name, known in sections.items() if key in known]
-        for job in takers:
-            _take(job, key, section)
+        takers = [name for name, known in sections.items() if key in known]
+        somewhere = _keys_in([sections[name][key] for name in takers])
+        for name in takers:
+            _take(jobs[name], key, _known(section, _keys_in([sections[name][key]]), somewhere))
         if not takers:
             known = sorted(set().union(*sections.values()))
             guess = closest(key, known)
@@ -35,12 +42,30 @@ def share_sections(
             issues.add(section, "none of the jobs has this section", hint)
 
 
-def _sections_of(job: Node, classes: Mapping[str, type[JobConfig]]) -> set[str]:
+def _sections_of(job: Node, classes: Mapping[str, type[JobConfig]]) -> dict[str, FieldInfo]:
     job_type = current_job_type(job.at(("job_type",)))
-    return set(classes[job_type].model_fields) - set(JobConfig.model_fields) if job_type in classes else set()
+    if job_type not in classes:
+        return {}
+    return {key: info for key, info in classes[job_type].model_fields.items() if key not in JobConfig.model_fields}
+
+
+def _keys_in(fields: Iterable[FieldInfo]) -> set[str] | None:
+    """The keys of sections; None if they can be any."""
+    found = [list(models_in(info.annotation)) for info in fields]
+    return {key for models in found for key in keys_of(models)} if all(found) else None
+
+
+def _known(section: Node, keys: set[str] | None, somewhere: set[str] | None) -> Node:
+    """A shared section without the keys that only other jobs know. What none knows stays, so that it is reported."""
+    if not isinstance(section.value, dict) or keys is None or somewhere is None:
+        return section
+    kept = {key: item for key, item in section.value.items() if key in keys or key not in somewhere}
+    return Node(kept, section.path, section.source, section.line)
 
 
 def _take(into: Node, key: str, shared: Node) -> None:
+    if key not in into.value and shared.value == {}:
+        return
     own = into.value.setdefault(key, shared)
     if own is not shared and isinstance(own.value, dict) and isinstance(shared.value, dict):
         for name, item in shared.value.items():

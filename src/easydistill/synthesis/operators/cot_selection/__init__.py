@@ -8,6 +8,7 @@ broken by a hash of seed and row id. Scores are `meta["rv"]` and `meta["cd"]`, 0
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import chain, pairwise
@@ -97,7 +98,8 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools | None = None) -> S
 
 
 def select(config: Config, rows: Sequence[Sample]) -> Result:
-    """Accepted and rejected rows, both in the rows' order; the facts include how many rows each bin lacks."""
+    """Accepted and rejected rows, both in the rows' order. The facts include how many rows each bin lacks, and how
+    often each score was given, before and after (rounded)."""
     # Few problems are different, and rows many.
     same: dict[Problem | None, Problem | None] = {}
     problems = [same.setdefault(problem, problem) for problem in (_problem(config, row) for row in rows)]
@@ -107,11 +109,18 @@ def select(config: Config, rows: Sequence[Sample]) -> Result:
         for number, why in left:
             problems[number] = same.setdefault(why, why)
     result = Result(like(rows), like(rows), len(rows), facts)
+    counts = {f"{name}, {when}": Counter[int]() for name in (RV, CD) for when in ("before", "after")}
     for row, problem in zip(rows, problems, strict=True):
+        if problem is None or problem[0] != "not_scored":
+            for name in (RV, CD):
+                value = round(score(row, name))
+                counts[f"{name}, before"][value] += 1
+                counts[f"{name}, after"][value] += problem is None
         if problem is None:
             result.accepted.append(row)
         else:
             result.rejected.append(Rejection(row.id, STAGE, *problem, 1, row.answer))
+    facts["scores"] = {name: {str(value): found[value] for value in sorted(found)} for name, found in counts.items()}
     facts["dropped"] = count_reasons(result.rejected)
     return result
 
