@@ -23,10 +23,13 @@ those before it are kept in `runs/on_policy_tasks`.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import shutil
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -34,6 +37,8 @@ from typing import Any
 from benchmarks.common import save
 from benchmarks.on_policy.course import ANSWER, measured
 from benchmarks.on_policy.problems import TASKS, split
+
+from easydistill.data.files import hash_file
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -60,7 +65,7 @@ class Size:
 
 
 FULL = Size(ROOT / "runs" / "on_policy_tasks", MODEL, 100, 125, 16, 4, 28, 2, 7)
-TINY = Size(ROOT / "runs" / "on_policy_tasks_tiny", {"from": MODEL, "keep_layers": 2}, 4, 32, 3, 1, 2, 1, 1)
+TINY = Size(ROOT / "runs" / "on_policy_tasks_tiny", {"from": MODEL, "keep_layers": 2}, 4, 32, 2, 1, 1, 1, 1)
 
 OFFLINE: dict[str, Any] = {
     "job_type": "white_box_kd_local",
@@ -103,11 +108,15 @@ class Runs:
         self._prompts.write_text(json.dumps(self._train), encoding="utf-8")
         self._labels = self._folder / "labels.json"
 
-    def measured(self, name: str, job: dict[str, Any], every: int) -> dict[str, Any]:
-        """CPU seconds and course of a job, kept beside it."""
+    def measured(self, name: str, job: dict[str, Any], every: int, after: Sequence[str] = ()) -> dict[str, Any]:
+        """CPU seconds and course of a job, kept beside it.
+
+        Args:
+            after: jobs whose results it reads; it is run again if they were.
+        """
         given = {"job": {**job, "output_dir": str(self._folder / name)}, "problems": self._heldout, "every": every}
         specification, kept = self._folder / f"{name}.job.json", self._folder / f"{name}.course.json"
-        text = json.dumps(given)
+        text = json.dumps({**given, "after": {other: self._digest(other) for other in after}})
         if not kept.is_file() or specification.read_text(encoding="utf-8") != text:
             kept.unlink(missing_ok=True)
             # Half a training would have half of its seconds.
@@ -118,6 +127,9 @@ class Runs:
             print(f"{self._folder.name} {name}: {shown(found['course'])}", flush=True)
         found = json.loads(kept.read_text(encoding="utf-8"))
         return dict(found)
+
+    def _digest(self, name: str) -> str:
+        return hash_file(self._folder / f"{name}.course.json")
 
     def student(self, name: str) -> str:
         """The student that a job made."""
@@ -131,7 +143,7 @@ class Runs:
             "inference": {"backend": "transformers", "temperature": 0.0, "max_new_tokens": ANSWER},
             "models": {"teacher": self.student(TEACHER)},
         }
-        return float(self.measured("labels", job, 0)["seconds"])
+        return float(self.measured("labels", job, 0, [TEACHER])["seconds"])
 
     def grpo(self, seed: int) -> list[dict[str, float]]:
         """The course of GRPO, which makes the teacher."""
@@ -139,14 +151,22 @@ class Runs:
         job["dataset"] = {"instruction_path": str(self._prompts)}
         return list(self.measured(f"grpo-{seed}", job, self.size.grpo_every)["course"])
 
-    def distilled(self, name: str, arm: dict[str, Any], student: Any, steps: int, seed: int) -> dict[str, Any]:
+    def distilled(
+        self, name: str, arm: dict[str, Any], steps: int, seed: int, start: str | None = None
+    ) -> dict[str, Any]:
+        """
+        Args:
+            start: the job whose student goes on.
+        """
+        student = self.size.student if start is None else self.student(start)
         job = self._training(arm, student, steps, seed, RATE, (BATCH, 1))
         job["models"]["teacher"] = self.student(TEACHER)
-        own_prompts = arm["job_type"] == "on_policy_kd"
-        job["dataset"] = (
-            {"instruction_path": str(self._prompts)} if own_prompts else {"labeled_path": str(self._labels)}
-        )
-        return self.measured(name, job, self.size.every)
+        rolls = arm["job_type"] == "on_policy_kd"
+        job["dataset"] = {
+            "instruction_path" if rolls else "labeled_path": str(self._prompts if rolls else self._labels)
+        }
+        needed = [TEACHER, *([] if rolls else ["labels"]), *([start] if start else [])]
+        return self.measured(name, job, self.size.every, needed)
 
     def _training(
         self, arm: dict[str, Any], student: Any, steps: int, seed: int, rate: float, batch: tuple[int, int]
@@ -170,13 +190,15 @@ class Runs:
         """An arm's points, with all that it needs on its clock."""
         size, name = self.size, f"{arm}-{seed}"
         if arm == "offline":
-            return later(self.distilled(name, OFFLINE, size.student, size.steps, seed)["course"], 0, self.labels())
+            labels = self.labels()
+            return later(self.distilled(name, OFFLINE, size.steps, seed)["course"], 0, labels)
         if arm != "offline_reverse_kl":
-            return list(self.distilled(name, ARMS[arm], size.student, size.steps, seed)["course"])
-        start = self.distilled(f"start-{seed}", OFFLINE, size.student, size.start, seed)
-        before = self.labels() + start["seconds"]
-        rest = self.distilled(name, ARMS[arm], self.student(f"start-{seed}"), size.steps - size.start, seed)
-        return later(start["course"], 0, self.labels()) + later(rest["course"][1:], size.start, before)
+            return list(self.distilled(name, ARMS[arm], size.steps, seed)["course"])
+        labels, begun = self.labels(), f"start-{seed}"
+        start = self.distilled(begun, OFFLINE, size.start, seed)
+        rest = self.distilled(name, ARMS[arm], size.steps - size.start, seed, begun)
+        before = labels + start["seconds"]
+        return later(start["course"], 0, labels) + later(rest["course"][1:], size.start, before)
 
 
 def later(course: Sequence[dict[str, float]], steps: int, seconds: float) -> list[dict[str, float]]:
@@ -242,6 +264,15 @@ def one_task(
     return {**shared, "table": summary(courses, target), "courses": courses}
 
 
+def warm_up() -> None:
+    """Run every kind of job with two layers, so that no arm has on its clock what is imported when it is needed."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        runs = Runs("sums", replace(TINY, runs=Path(folder)))
+        runs.grpo(0)
+        for arm in ARMS:
+            runs.course(arm, 0)
+
+
 def main() -> None:
     from benchmarks.on_policy.tasks_plot import plot
 
@@ -253,6 +284,8 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="two layers and few problems, to see that it works")
     arguments = parser.parse_args()
     size = TINY if arguments.tiny else FULL
+    if not arguments.tiny:
+        warm_up()
     shared = (arguments.arms, arguments.seeds, arguments.grpo_seeds, size)
     found = {task: one_task(task, *shared) for task in arguments.tasks}
     settings = {

@@ -96,7 +96,7 @@ def test_what_comes_before_a_course_is_on_its_clock() -> None:
 def test_its_configs_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = []
 
-    def kept(self: Runs, name: str, job: dict[str, object], every: int) -> dict[str, object]:
+    def kept(self: Runs, name: str, job: dict[str, object], every: int, after: object = ()) -> dict[str, object]:
         jobs.append({**job, "output_dir": str(tmp_path / name)})
         return {"seconds": 1.0, "course": [{"step": 0, "seconds": 0.0, "score": 0.0}]}
 
