@@ -13,8 +13,8 @@ has the same prompts and trains adapters of the same shape:
 Told of each: steps and CPU seconds to the teacher's score minus `MARGIN`, and the score at the end. The clock
 (`course.py`) has what the arm's processes use of processors, with one thread: the teacher's answers and its scoring
 of them where an arm needs those, rollouts, loading; not the making of the teacher, nor the measurements. It does not
-depend on what else the machine does, except through caches and memory. Settings were chosen with seed 0, which is
-not among the seeds of distillation that count. A job is measured in one go: one that is broken off begins anew, and
+depend on what else the machine does, except through caches and memory, which a busy neighbour makes slower for all. The
+settings were set beforehand and tuned to no seed. A job is measured in one go: one that is broken off begins anew, and
 those before it are kept in `runs/on_policy_tasks`.
 
     python -m benchmarks.on_policy.tasks [--tasks sums largest] [--arms offline …] [--seeds 1 2 3] [--tiny]
@@ -24,11 +24,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -98,10 +99,14 @@ TEACHER = "grpo-0"
 
 
 class Runs:
-    """The jobs of one task, each measured once."""
+    """The jobs of one task, each measured once.
 
-    def __init__(self, task: str, size: Size) -> None:
-        self.size, self._folder = size, size.runs / task
+    Args:
+        before: called before a job is measured.
+    """
+
+    def __init__(self, task: str, size: Size, before: Callable[[], None] = lambda: None) -> None:
+        self.size, self._folder, self._before = size, size.runs / task, before
         self._train, self._heldout = split(task, size.heldout, size.train)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._prompts = self._folder / "prompts.json"
@@ -122,6 +127,7 @@ class Runs:
             # Half a training would have half of its seconds.
             shutil.rmtree(self._folder / name, ignore_errors=True)
             specification.write_text(text, encoding="utf-8")
+            self._before()
             found = measured(given["job"], self._heldout, every)
             kept.write_text(json.dumps(found), encoding="utf-8")
             print(f"{self._folder.name} {name}: {shown(found['course'])}", flush=True)
@@ -249,10 +255,20 @@ def summary(courses: dict[str, list[list[dict[str, float]]]], target: float) -> 
 TO_TARGET = {"steps_to_target": "step", "seconds_to_target": "seconds"}
 
 
+@functools.cache
+def warm_up() -> None:
+    """Run every kind of job with two layers, so that no arm has on its clock what is imported when it is needed."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        runs = Runs("sums", replace(TINY, runs=Path(folder)))
+        runs.grpo(0)
+        for arm in ARMS:
+            runs.course(arm, 0)
+
+
 def one_task(
     task: str, arms: Sequence[str], seeds: Sequence[int], grpo_seeds: Sequence[int], size: Size
 ) -> dict[str, Any]:
-    runs = Runs(task, size)
+    runs = Runs(task, size, warm_up if size == FULL else lambda: None)
     teacher = runs.grpo(0)
     score = teacher[-1]["score"]
     target = round(score - MARGIN, 4)
@@ -262,15 +278,6 @@ def one_task(
     courses["grpo"] = [runs.grpo(seed) for seed in grpo_seeds]
     shared = {"untrained": teacher[0]["score"], "teacher": score, "target": target, "seconds_of_labels": runs.labels()}
     return {**shared, "table": summary(courses, target), "courses": courses}
-
-
-def warm_up() -> None:
-    """Run every kind of job with two layers, so that no arm has on its clock what is imported when it is needed."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        runs = Runs("sums", replace(TINY, runs=Path(folder)))
-        runs.grpo(0)
-        for arm in ARMS:
-            runs.course(arm, 0)
 
 
 def main() -> None:
@@ -284,8 +291,6 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="two layers and few problems, to see that it works")
     arguments = parser.parse_args()
     size = TINY if arguments.tiny else FULL
-    if not arguments.tiny:
-        warm_up()
     shared = (arguments.arms, arguments.seeds, arguments.grpo_seeds, size)
     found = {task: one_task(task, *shared) for task in arguments.tasks}
     settings = {
