@@ -30,7 +30,7 @@ NAMES = {
 }
 PANEL = Frame(460, 330, left=52, right=12, top=34, bottom=46)
 LEGEND = 58
-SECONDS = (3, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+SECONDS = (3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000, 2000, 5000)
 
 
 def plot(tasks: dict[str, Any]) -> str:
@@ -62,7 +62,7 @@ def _panel(name: str, found: dict[str, Any], left: int) -> str:
         y = place.y(found[key])
         below = 13 if key == "target" else -5
         parts.append(f'<line x1="{PANEL.left}" x2="{PANEL.end}" y1="{y:.1f}" y2="{y:.1f}" stroke="#999"{dash}/>')
-        parts.append(f'<text x="{PANEL.end}" y="{y + below:.1f}" text-anchor="end" fill="#666">{label}</text>')
+        parts.append(f'<text x="{PANEL.left + 4}" y="{y + below:.1f}" fill="#666">{label}</text>')
     parts += [_line(course, COLOURS[arm], place) for arm, every in courses.items() for course in every]
     return f'<g transform="translate({left} 0)">{"".join(parts)}</g>'
 
