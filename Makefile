@@ -132,6 +132,7 @@ bench: $(VENV)/.vllm
 	$(RUN) $(BIN)/python -m benchmarks.kd_step.run
 	$(RUN) $(BIN)/python -m benchmarks.quality.run
 	$(RUN) $(BIN)/python -m benchmarks.time_to_kl.run
+	$(RUN) $(BIN)/python -m benchmarks.on_policy.tasks
 	$(RUN) $(BIN)/python -m benchmarks.engine.run
 	$(RUN) $(BIN)/python -m benchmarks.rendering.run
 	$(RUN) $(BIN)/python -m benchmarks.synthesis.run
