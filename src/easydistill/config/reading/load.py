@@ -87,7 +87,8 @@ def load_config(
     name = path.stem if path is not None else "config"
     if isinstance(job, PipelineConfig):
         # The jobs find each other's artifacts in the pipeline's run directory.
-        job = job.model_copy(update={"jobs": jobs, "output_dir": str(job.run_directory(name))})
+        where = job.remote or str(job.run_directory(name))
+        job = job.model_copy(update={"jobs": jobs, "output_dir": where})
     return LoadedConfig(job, name, written, path, tuple(overrides), tuple(issues.notes))
 
 
