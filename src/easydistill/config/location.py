@@ -40,7 +40,9 @@ def checked_location(location: str) -> str:
             "a location has no user, password or query; they would be in the run's files",
             "take credentials from the environment or the provider's credentials file",
         )
-    bucket, _, path = rest.strip("/").partition("/") if scheme.lower() not in {"file", "local", "memory"} else ("-", "", rest)
+    bucket, _, path = (
+        rest.strip("/").partition("/") if scheme.lower() not in {"file", "local", "memory"} else ("-", "", rest)
+    )
     if not bucket or not path.strip("/"):
         raise Unfit(f"{location} names no folder in a bucket", _EXAMPLE)
     if any(part in {".", ".."} for part in path.split("/")):

@@ -52,9 +52,7 @@ def fetch(
     return Path(local)
 
 
-def _fetch(
-    remote: str, directory: Path, options: Mapping[str, Any] | None, wanted: Callable[[str], bool]
-) -> State:
+def _fetch(remote: str, directory: Path, options: Mapping[str, Any] | None, wanted: Callable[[str], bool]) -> State:
     store = Store(checked_location(remote), dict(options or {}))
     for attempt in range(1, _TRIES + 1):
         try:
@@ -216,7 +214,7 @@ def update(store: Store, state: State, directory: Path, owner: str, say: Callabl
         # A run that began on this machine alone is sent as it is.
         Record(store.url, [owner]).write(directory)
         return
-    if record is not None and record.url != store.url or record is None and local:
+    if (record is not None and record.url != store.url) or (record is None and local):
         raise StoreError(
             f"{directory}: there are files here that are not those of the run at {store.url}\n"
             "    → set storage.working_directory to another directory, or move these files away"

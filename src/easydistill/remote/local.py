@@ -78,9 +78,7 @@ def scan(root: Path) -> dict[str, Seen]:
     before = {path: seen(root, path) for path in _walk(root) if is_marker(path)}
     found = {path: now for path in _walk(root) if (now := seen(root, path)) is not None}
     return {
-        path: now
-        for path, now in found.items()
-        if not is_marker(path) or before.get(path) == now == seen(root, path)
+        path: now for path, now in found.items() if not is_marker(path) or before.get(path) == now == seen(root, path)
     }
 
 

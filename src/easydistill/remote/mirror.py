@@ -135,7 +135,9 @@ class Mirror:
                 self._remote_lock.release()
             raise
         if not self._store.is_exclusive:
-            self._say("note: this store cannot refuse to overwrite: never start two commands on one run (docs/remote.md)")
+            self._say(
+                "note: this store cannot refuse to overwrite: never start two commands on one run (docs/remote.md)"
+            )
         for thread in self._threads:
             thread.start()
 
@@ -175,7 +177,9 @@ class Mirror:
             self._fail(error)
         except Exception as error:
             LOGGER.exception("the mirror has failed")
-            self._fail(StoreError(f"{self._store.url}: {type(error).__name__}: {error}\n    → see {self._directory}/log.txt"))
+            self._fail(
+                StoreError(f"{self._store.url}: {type(error).__name__}: {error}\n    → see {self._directory}/log.txt")
+            )
 
     def _fail(self, error: EasyDistillError) -> None:
         if self.problem is None:
@@ -316,7 +320,11 @@ class Mirror:
     def _publish(self) -> None:
         """Put whole copies of files that grow under their own names, for people and other programs."""
         for path, parts in self._state.files.items():
-            if is_growing(path) and not (len(parts) == 1 and parts[0].key == path) and (self._directory / path).is_file():
+            if (
+                is_growing(path)
+                and not (len(parts) == 1 and parts[0].key == path)
+                and (self._directory / path).is_file()
+            ):
                 self._patience.attempt(lambda path=path: self._store.put_file(path, self._directory / path))  # type: ignore[misc]
 
     def _sweep(self) -> None:

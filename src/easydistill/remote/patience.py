@@ -56,7 +56,7 @@ class Patience:
             except Trouble as error:
                 limit = min(self.seconds, CONTACT) if first else self.seconds
                 spent = time.monotonic() - started
-                if spent + pause > limit or self.hurry.is_set() or first and error.denied:
+                if spent + pause > limit or self.hurry.is_set() or (first and error.denied):
                     raise self._given_up(error, spent) from error
                 self._tell(error)
                 self.hurry.wait(pause * random.uniform(0.7, 1.0))

@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from easydistill.remote.history import Parts, size_of
 from easydistill.remote.fetch import is_there
+from easydistill.remote.history import Parts, size_of
 
 MOST = 8 << 20
 """Most bytes of one piece."""

@@ -56,7 +56,7 @@ class Uploads:
         """
         now, result = time.time(), Round()
         for path, look in found.items():
-            if is_growing(path) or path in files and self._sent.get(path) == look:
+            if is_growing(path) or (path in files and self._sent.get(path) == look):
                 continue
             if not final and now - look.mtime / 1e9 < SETTLED:
                 result.unsettled.add(path)
