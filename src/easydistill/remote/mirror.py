@@ -295,7 +295,7 @@ class Mirror:
     # --- housekeeping -------------------------------------------------------------------------------------------------
 
     def _compact(self) -> None:
-        """Put commits together. What they replace is removed once another commit has shown that the run is still ours."""
+        """Put commits together; remove what they replace once another commit has shown that the run is still ours."""
         with self._commits:
             before = self._state
         after = compaction.compacted(self._store, before, self._directory, self._owner, self._patience.attempt)

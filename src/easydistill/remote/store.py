@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -125,10 +127,8 @@ class Store:
     def delete(self, keys: Iterable[str]) -> None:
         """Remove objects; those that are not there do not matter."""
         for key in keys:
-            try:
-                _translated(key, lambda path=self._at(key): self._fs.rm_file(path))  # type: ignore[misc]
-            except Absent:
-                continue
+            with contextlib.suppress(Absent):
+                _translated(key, partial(self._fs.rm_file, self._at(key)))
 
     def names(self, folder: str) -> list[str]:
         """Keys of all objects under a folder, in order."""
