@@ -34,7 +34,9 @@ def _moto(folder: Path) -> str:
         return named
     venv.create(folder, with_pip=True)
     python = str(folder / "bin/python")
-    done = subprocess.run([python, "-m", "pip", "install", "--quiet", "moto[s3,server]"], capture_output=True, text=True)
+    done = subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "moto[s3,server]"], capture_output=True, text=True
+    )
     if done.returncode:
         pytest.skip(f"moto cannot be installed: {done.stderr[-300:]}")
     return python

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from easydistill.config.base import Unfit
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_URL = re.compile(r"[A-Za-z][\w+.-]+(::[\w+.-]+)*:/")
 _EXAMPLE = "write it like s3://bucket/runs/kd or oss://bucket/runs/kd"
 _NOT_STORES = frozenset({"http", "https", "hf", "pkg", "recipe", "data", "git", "github"})
 

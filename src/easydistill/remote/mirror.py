@@ -41,7 +41,7 @@ from easydistill.remote.local import Seen, covers, is_growing, is_marker, scan, 
 from easydistill.remote.lock import BEATS, RemoteLock, taken
 from easydistill.remote.patience import Patience
 from easydistill.remote.store import Exists, Store
-from easydistill.remote.tails import Tail, next_piece
+from easydistill.remote.tails import Piece, Tail, next_piece
 from easydistill.remote.uploads import Round, Uploads
 
 _CLOSING = 30.0
@@ -156,7 +156,6 @@ class Mirror:
     def _finish(self) -> None:
         # The second look takes what is deleted only after it was missed twice, and what the first found unsettled.
         for _ in range(2):
-            self._send_tails()
             self._send_files(final=True)
         self._compact()
         self._publish()
@@ -225,10 +224,10 @@ class Mirror:
             self._sent = now
             self._send_tails()
 
-    def _send_tails(self, only: Iterable[str] | None = None) -> None:
+    def _send_tails(self, only: Iterable[str] | None = None, *, final: bool = False) -> None:
         """Commit what files have grown by."""
         with self._commits:
-            while pieces := self._pieces(list(self._tails if only is None else only)):
+            while pieces := self._pieces(list(self._tails if only is None else only), final):
                 put, grown, payload = {}, {}, bytearray()
                 for path, piece in pieces.items():
                     part = own_part(piece.data, len(payload))
@@ -240,8 +239,8 @@ class Mirror:
                 self._commit(Change(put, grown, payload=bytes(payload)))
                 self._tails |= {path: piece.after for path, piece in pieces.items()}
 
-    def _pieces(self, paths: list[str]) -> dict[str, Any]:
-        found = {path: next_piece(self._directory / path, self._tails[path]) for path in paths}
+    def _pieces(self, paths: list[str], final: bool) -> dict[str, Piece]:
+        found = {path: next_piece(self._directory / path, self._tails[path], final=final) for path in paths}
         return {path: piece for path, piece in found.items() if piece is not None}
 
     def _send_files(self, *, final: bool = False) -> None:
@@ -263,7 +262,7 @@ class Mirror:
                 self._commit(Change(removed=tuple(sorted(early))))
         self._uploads.send(new, files)
         # What markers cover may have grown until they were written.
-        self._send_tails()
+        self._send_tails(final=final)
         with self._commits:
             self._leave_out_markers(new, found)
             late = tuple(sorted(gone - early))

@@ -57,8 +57,9 @@ class Store:
         self._scheme = self.url.partition("://")[0]
         self._is_folder = self._scheme in {"file", "local"}
         method = getattr(self._fs, "_pipe_file", None) or self._fs.pipe_file
-        own = method.__func__.__module__.partition(".")[0] != "fsspec" or self._scheme == "memory"
-        self._knows_create = own and "mode" in inspect.signature(method).parameters
+        # fsspec's own, which most classes override, looks first and writes then.
+        general = getattr(method, "__module__", "") in {"fsspec.spec", "fsspec.asyn"}
+        self._knows_create = not general and "mode" in inspect.signature(method).parameters
 
     @property
     def is_exclusive(self) -> bool:

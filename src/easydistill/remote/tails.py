@@ -49,10 +49,13 @@ class Piece:
     """Once they are sent."""
 
 
-def next_piece(path: Path, tail: Tail, most: int = MOST) -> Piece | None:
+def next_piece(path: Path, tail: Tail, *, final: bool = False, most: int = MOST) -> Piece | None:
     """What of a file is to be sent next; None if there is nothing, or no file.
 
     Ends with a line's end, as the rest of a line may yet be cut off; unless nobody has written for seconds.
+
+    Args:
+        final: nobody writes any more.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -65,7 +68,7 @@ def next_piece(path: Path, tail: Tail, most: int = MOST) -> Piece | None:
         if not same or _before(descriptor, start) != tail.guard:
             start = 0
         data = os.pread(descriptor, most, start)
-        if time.time() - status.st_mtime < _QUIET and len(data) < most:
+        if not final and time.time() - status.st_mtime < _QUIET and len(data) < most:
             data = data[: data.rfind(b"\n") + 1]
         if not data and tail.known and start == tail.sent:
             return None
