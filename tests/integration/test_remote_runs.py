@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,25 @@ from easydistill.cli import main
 from easydistill.data.files import read_json
 from easydistill.errors import DataError
 
+ASKED: list[str] = []
+"""What the server was asked."""
+
 
 @pytest.fixture
 def server() -> Iterator[ScriptedServer]:
+    ASKED.clear()
     server = ScriptedServer()
-    server.say = lambda text, number: f"About {text}: it is so."
+    server.say = said("About {}: it is so.")
     yield server
     server.close()
+
+
+def said(form: str, nothing_to: str = "…") -> Callable[[str, int], str]:
+    def say(text: str, number: int) -> str:
+        ASKED.append(text)
+        return "" if nothing_to in text else form.format(text)
+
+    return say
 
 
 @pytest.fixture(autouse=True)
@@ -65,18 +77,17 @@ def test_a_pipeline_goes_on_from_another_machine(server: ScriptedServer, tmp_pat
     assert next(stage.state for stage in api.plan(config)) == "pending"
     first = easydistill.run(config)
     assert first.run_directory.is_relative_to(tmp_path / "cache/runs")
-    asked = len(server.requests)
-    assert asked == 12
+    assert len(ASKED) == 12
     shutil.rmtree(tmp_path / "cache")
     assert {stage.state for stage in api.plan(config)} == {"done"}
     # Another machine has the directory elsewhere.
     moved = {**config, "storage": {"working_directory": str(tmp_path / "elsewhere")}}
     second = easydistill.run(moved)
-    assert not second.fresh and len(server.requests) == asked
+    assert not second.fresh and len(ASKED) == 12
     # A change reruns what it affects, from the journal of the other machine.
     moved["jobs"]["dedup"]["synthesis"]["too_similar"] = 0.5
     third = easydistill.run(moved)
-    assert third.fresh and len(server.requests) == asked
+    assert third.fresh and len(ASKED) == 12
     for name in ("summary.json", "report.html", "config.resolved.json", "metrics.jsonl"):
         path = tmp_path / "store/runs/both" / name
         assert not path.exists() or path.read_bytes() == (tmp_path / "elsewhere" / name).read_bytes()
@@ -104,7 +115,7 @@ def test_other_commands_read_runs_of_stores(
 
 
 def test_retrying_a_run_of_a_store(server: ScriptedServer, tmp_path: Path) -> None:
-    server.say = lambda text, number: "" if " 3 things" in text else f"About {text}"
+    server.say = said("About {}", nothing_to=" 3 things")
     place = f"file://{tmp_path}/store/run"
     config = pipeline(tmp_path, server.url, place)
     job = {**config["jobs"]["label"], "output_dir": place}
@@ -112,10 +123,10 @@ def test_retrying_a_run_of_a_store(server: ScriptedServer, tmp_path: Path) -> No
     first = easydistill.run(job)
     assert first.summary["rows"]["rejected"] == 1
     shutil.rmtree(tmp_path / "cache")
-    server.say = lambda text, number: f"Now about {text}"
+    server.say = said("Now about {}")
     second = api.retry(job)
     assert second.summary["rows"]["rejected"] == 0
-    assert len(server.requests) == 13
+    assert len(ASKED) == 13
 
 
 def test_a_local_run_loads_nothing_of_this(server: ScriptedServer, tmp_path: Path) -> None:

@@ -73,7 +73,9 @@ class Store:
         """An object's bytes, or those from `start` to before `end`."""
         if start is not None and start == end:
             return b""
-        return _translated(key, lambda: bytes(self._fs.cat_file(self._at(key), start=start, end=end)))
+        data = _translated(key, lambda: bytes(self._fs.cat_file(self._at(key), start=start, end=end)))
+        # ossfs takes the end of a range for the last byte of it.
+        return data if start is None or end is None else data[: end - start]
 
     def read_to(self, key: str, path: Path) -> None:
         """Write an object to a file, piece by piece."""
