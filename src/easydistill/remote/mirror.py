@@ -70,9 +70,13 @@ def mirrored(
         with kept_by(mirror.keep):
             yield
     except BaseException:
+        ended = mirror.problem
         mirror.close(failed=True)
+        if ended is not None:
+            raise ended from None
         if mirror.problem is not None:
-            raise mirror.problem from None
+            # The run's own error is the one to raise.
+            say(f"warning: {mirror.problem}")
         raise
     mirror.close(failed=False)
     if mirror.problem is not None:
