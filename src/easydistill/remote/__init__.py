@@ -5,6 +5,7 @@
     local.py    the files of the directory: which are sent, which grow, which mark others as complete
     fetch.py    from the store to a directory, each byte checked
     lock.py     who works on the run
+    patience.py trying again while a store fails
     mirror.py   from the directory to the store while the run works; tails.py, uploads.py, compaction.py: its parts
 
 An object store cannot append, rename or change several objects at once. So what grows is sent in pieces, and the state
