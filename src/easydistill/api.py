@@ -8,17 +8,19 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easydistill.config.job import JobConfig
+from easydistill.config.location import is_remote
 from easydistill.config.reading import LoadedConfig, load_config
 from easydistill.engine.progress import Reporter, duration
 from easydistill.engine.run_directory import RunDirectory
 from easydistill.engine.runner import Runner
 from easydistill.engine.secrets import Redactor
 from easydistill.engine.stage import Composite, PlannedStage, Previewed, notes_of, preview_of
-from easydistill.errors import ConfigError, ConfigIssue
+from easydistill.errors import ConfigError, ConfigIssue, DataError
 from easydistill.job_run import LOGGED_IN, JobRun
 from easydistill.job_run import RunResult as RunResult
 from easydistill.jobs import JOBS, stages_of
@@ -117,6 +119,7 @@ def plan(config: Source, overrides: Sequence[str] = ()) -> list[PlannedStage]:
     """
     loaded = load(config, overrides)
     check_launch(loaded.job)
+    loaded = _as_kept(loaded)
     run_directory = RunDirectory(loaded.run_directory)
     stages = stages_of(loaded.job)
     runner = Runner.silent(run_directory)
@@ -133,6 +136,57 @@ def plan(config: Source, overrides: Sequence[str] = ()) -> list[PlannedStage]:
             notes = notes_of(stage) if record is None else ()
             planned.append(PlannedStage(stage.name, state, stage.estimate(directory), notes))
     return planned
+
+
+def _as_kept(loaded: LoadedConfig) -> LoadedConfig:
+    """A config whose run directory shows the run as its store has it, if it is kept in one."""
+    job = loaded.job
+    if job.remote is None:
+        return loaded
+    from easydistill.remote.fetch import kept_copy
+
+    storage = job.storage.model_copy(update={"working_directory": str(kept_copy(job.remote, job.storage.options))})
+    return replace(loaded, job=job.model_copy(update={"storage": storage}))
+
+
+def _local(path: str | Path, *, light: bool = False) -> Path:
+    """A directory of this machine: the path's own, or a copy of what it names in a store."""
+    if not is_remote(str(path)):
+        return Path(path)
+    from easydistill.remote.fetch import fetched, run_around
+
+    run, inside = run_around(str(path))
+    return fetched(run, light=light, under=inside) / inside
+
+
+def fetch(remote: str, local: str | Path, *, options: Mapping[str, Any] | None = None) -> Path:
+    """Copy a run from an object store to a directory, every byte checked; see `remote/fetch.py`.
+
+    Args:
+        remote: the run's `output_dir`, such as `s3://bucket/runs/kd`.
+        options: as `storage.options`.
+
+    Raises:
+        DataError: no run is there, or its objects are damaged.
+        StoreError: the store cannot be read.
+    """
+    from easydistill.remote.fetch import fetch as fetch_run
+
+    return fetch_run(remote, local, options=options)
+
+
+def report(run: str | Path) -> Path:
+    """Make the report of a run from its files again; of a run in a store, in a copy on this machine.
+
+    Raises:
+        DataError: no run is there.
+    """
+    from easydistill.report.build import build_report
+
+    directory = _local(run, light=True)
+    if not (directory / "summary.json").is_file():
+        raise DataError(f"{run}: no run is here (no summary.json)\n    → name a run directory, e.g. runs/kd")
+    return build_report(directory)
 
 
 def preview(config: Source, overrides: Sequence[str] = (), *, rows: int = 5) -> list[Previewed]:
@@ -231,7 +285,7 @@ def compare(runs: Sequence[str | Path], output: str | Path = "compare.html") -> 
     """
     from easydistill.report.comparison.page import build_comparison
 
-    return build_comparison([Path(run) for run in runs], Path(output))
+    return build_comparison([_local(run, light=True) for run in runs], Path(output))
 
 
 def doctor(*, measure: bool = True) -> Iterator[Finding]:
@@ -249,7 +303,7 @@ def inspect_signals(directory: str | Path) -> dict[str, Any]:
     """Facts about a store of teacher signals; see `signals/verify.py`."""
     from easydistill.signals.verify import inspect
 
-    return inspect(Path(directory))
+    return inspect(_local(directory))
 
 
 def verify_signals(
@@ -276,7 +330,7 @@ def verify_signals(
     from easydistill.methods.distil.rescore import scorer_of_store
     from easydistill.signals.store import SignalStore
 
-    store = SignalStore(Path(directory))
+    store = SignalStore(_local(directory))
     reporter = Reporter(None)
     scorer, usual = scorer_of_store(store, teacher)
     from easydistill.signals.verify import verify

@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     migrate.add_argument("-o", "--output", metavar="FILE", help="write it to a file instead (- for the screen)")
     add("schema", "print the JSON Schema of all configs, for editor completion")
     report = add("report", "rebuild report.html and report.md from the files of a run")
-    report.add_argument("run_directory")
+    report.add_argument("run_directory", help="a directory, or a place in an object store")
     compare = add("compare", "set runs side by side on one page: settings, losses, metrics, cost, answers")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories, two or more")
     compare.add_argument("-o", "--output", default="compare.html", metavar="FILE", help="default compare.html")
@@ -428,13 +428,9 @@ def _schema(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from easydistill.errors import DataError
-    from easydistill.report.build import build_report
+    from easydistill import api
 
-    directory = Path(arguments.run_directory)
-    if not (directory / "summary.json").is_file():
-        raise DataError(f"{directory}: no run is here (no summary.json)\n    → name a run directory, e.g. runs/kd")
-    print(build_report(directory))
+    print(api.report(arguments.run_directory))
     return EXIT_OK
 
 

@@ -69,6 +69,14 @@ class RunDirectoryBusy(EasyDistillError, RuntimeError):
     """Another process is working in the same run directory."""
 
 
+class StoreError(EasyDistillError, OSError):
+    """An object store cannot be used, or has failed for too long. What was finished is in the local copy."""
+
+
+class StoreDamaged(StoreError, DataError):
+    """Objects of a run are missing or are not what was sent."""
+
+
 class NotDeterministic(EasyDistillError, RuntimeError):
     """`deterministic` is set, and an operation cannot give the same result every time."""
 

@@ -7,7 +7,7 @@ import logging
 import os
 import shlex
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.engine.run_directory import LOGGER, RunDirectory
 from easydistill.engine.runner import Runner, StageRecord
-from easydistill.engine.secrets import MASK, Redactor, hide_secrets
+from easydistill.engine.secrets import MASK, Redactor, credentials, hide_secrets
 from easydistill.engine.stage import Stage
 from easydistill.engine.summary import Clock, exit_code_of, summarise
 from easydistill.errors import (
@@ -30,11 +30,12 @@ from easydistill.errors import (
     EXIT_TOO_MANY_REJECTED,
     EasyDistillError,
     Interrupted,
+    StoreError,
 )
 from easydistill.jobs import stages_of
 from easydistill.launch.crew import Crew
 from easydistill.launch.helper import Helper
-from easydistill.launch.place import place_of
+from easydistill.launch.place import check_shared, place_of
 from easydistill.launch.stages import launched, ranks_of_command, stage_runner, use_crew
 from easydistill.tracking.tracker import Tracker, check_sinks
 
@@ -90,6 +91,7 @@ class JobRun:
         self._reporter = Reporter(self._directory.metrics, quiet=quiet)
         self._stop = StopSignal()
         self._place = place_of(loaded.job, os.environ, node_rank)
+        check_shared(loaded.job, self._place)
         self._clock = Clock()
         self._records: list[StageRecord] = []
         self._tracker = self._sinks()
@@ -119,8 +121,8 @@ class JobRun:
     def _lead(self, again: Sequence[str] | None) -> RunResult:
         """Run the job, with the help of the other commands that share it, if there are any."""
         if self._place.count == 1:
-            return self._prepared(again, self._directory.locked())
-        with self._directory.locked():
+            return self._prepared(again, self._held())
+        with self._held():
             crew = Crew(self._place, self._directory.path, self._stop, self._reporter.say)
             try:
                 with use_crew(crew):
@@ -131,6 +133,31 @@ class JobRun:
                 raise
             crew.end(result.exit_code, "")
             return result
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """The directory is this command's alone; if the run is kept in a store, it is brought here and mirrored."""
+        job = self._loaded.job
+        if job.remote is None:
+            with self._directory.locked():
+                yield
+            return
+        from easydistill.remote.mirror import mirrored
+
+        def say(text: str) -> None:
+            self._reporter.say(self._redactor.text(text))
+
+        for secret in credentials(os.environ):
+            self._redactor.register(secret)
+        try:
+            with (
+                self._directory.locked(),
+                mirrored(job.remote, self._directory.path, job.storage, say, self._stop),
+            ):
+                yield
+        except StoreError as error:
+            error.args = (self._redactor.text(str(error)),)
+            raise
 
     def _prepared(self, again: Sequence[str] | None, lock: AbstractContextManager[None]) -> RunResult:
         for note in self._loaded.notes:

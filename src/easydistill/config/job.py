@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
-from easydistill.config.base import NonEmptyStr, Section
+from easydistill.config.base import NonEmptyStr, Section, Unfit
 from easydistill.config.dataset import PairsConfig, RowsConfig
+from easydistill.config.location import checked_location, copy_directory, is_remote
+from easydistill.config.storage import StorageConfig
 from easydistill.config.track import Track, or_list
 
 
 class JobConfig(Section):
     """What every job has. A job's own class, in `jobs/`, adds its sections and a literal `job_type`."""
 
-    runtime_only: ClassVar[frozenset[str]] = frozenset({"deterministic", "track"})
+    runtime_only: ClassVar[frozenset[str]] = frozenset({"deterministic", "track", "storage"})
 
     schema_uri: str | None = Field(default=None, alias="$schema")
     """Used by editors only."""
     job_type: str
     """Which job to run."""
-    output_dir: NonEmptyStr | None = None
-    """Run directory; defaults to `training.output_dir`, else `runs/<name of the config>`."""
+    output_dir: Annotated[NonEmptyStr, AfterValidator(checked_location)] | None = None
+    """Run directory; defaults to `training.output_dir`, else `runs/<name of the config>`. A URL such as
+    `s3://bucket/runs/kd` keeps the run in an object store; see docs/remote.md."""
 
     deterministic: bool = False
     """The same files run for run and resume for resume on one kind of GPU, which otherwise rounds otherwise each time;
@@ -31,6 +34,17 @@ class JobConfig(Section):
     track: Track | None = Field(default=None, json_schema_extra=or_list)
     """Where the run's figures are shown besides its own files, such as `["tensorboard"]`.
     Nothing is sent over a network unless a sink's own keys say so. See docs/tracking.md."""
+    storage: StorageConfig = StorageConfig()
+    """How a run is kept in an object store, if `output_dir` is a URL."""
+
+    @model_validator(mode="after")
+    def _storage_has_a_store(self) -> JobConfig:
+        if self.storage != StorageConfig() and self.remote is None:
+            raise Unfit(
+                "storage is set, but output_dir is not in an object store",
+                "set output_dir to a URL such as s3://bucket/runs/kd, or remove storage",
+            )
+        return self
 
     @property
     def computes_deterministically(self) -> bool:
@@ -47,8 +61,21 @@ class JobConfig(Section):
         """(key, path) of what it reads rows from, other than its `dataset` and its operator's benchmarks."""
         yield from ()
 
-    def run_directory(self, config_name: str) -> Path:
-        """Where the run keeps its files; `config_name` is the config's file name without suffix."""
+    @property
+    def remote(self) -> str | None:
+        """The place in an object store where the run is kept, if it is."""
+        named = self._named_directory
+        return checked_location(named) if named is not None and is_remote(named) else None
+
+    @property
+    def _named_directory(self) -> str | None:
         training: Any = getattr(self, "training", None)
-        named = self.output_dir or (training.output_dir if training is not None else None)
+        return self.output_dir or (training.output_dir if training is not None else None)
+
+    def run_directory(self, config_name: str) -> Path:
+        """Where this machine keeps the run's files; `config_name` is the config's file name without suffix."""
+        if (remote := self.remote) is not None:
+            own = self.storage.working_directory
+            return Path(own) if own is not None else copy_directory(remote, "runs")
+        named = self._named_directory
         return Path(named) if named else Path("runs") / config_name

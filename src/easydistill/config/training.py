@@ -21,6 +21,7 @@ from easydistill.config.base import (
     Share,
     share_or_count,
 )
+from easydistill.config.location import checked_location
 
 Part = Literal["language", "connector", "vision"]
 PARTS: tuple[Part, ...] = ("language", "connector", "vision")
@@ -51,7 +52,7 @@ class TrainerConfig(Section):
         {"output_dir", "logging_steps", "save_steps", "save_total_limit", "dataloader_num_workers"}
     )
 
-    output_dir: NonEmptyStr | None = None
+    output_dir: Annotated[NonEmptyStr, AfterValidator(checked_location)] | None = None
     """Run directory, as in EasyDistill 1; the trained model is in `student/` inside it."""
     num_train_epochs: PositiveFloat = 3.0
     """Passes over the training rows."""

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from easydistill.data.keeping import keep
+
 FSYNC_SECONDS = 5.0
 _POSITION = 20
 """Bits of a place that hold a record's position in its line; the others hold the line's offset in the file."""
@@ -70,7 +72,10 @@ class Journal:
                 self._notes[key] = note
 
     def append(self, *records: dict[str, Any]) -> None:
-        """Write records, each with a `key`, as one line: after a kill either all of them are there or none."""
+        """Write records, each with a `key`, as one line: after a kill either all of them are there or none.
+
+        Returns once whoever keeps the run elsewhere has what it wants of them (`keeping.py`).
+        """
         line = json.dumps(records, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n"
         view = memoryview(line)
         try:
@@ -86,6 +91,7 @@ class Journal:
         if time.monotonic() - self._synced > FSYNC_SECONDS:
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
+        keep(self.path)
 
     def __contains__(self, key: str) -> bool:
         return key in self._at

@@ -11,6 +11,7 @@ import json
 import logging
 import re
 import urllib.parse
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, SecretStr
@@ -20,6 +21,9 @@ from easydistill.config.identity import SECRET_KEYS
 MASK = "[redacted]"
 _MIN_LENGTH = 6
 """Shorter values, such as the placeholder EMPTY, would blank out innocent text."""
+
+
+_CREDENTIAL = re.compile(r"(AWS|OSS|ALIBABA|ALIYUN|AZURE|GOOGLE|GCS|FSSPEC)_.*(KEY|SECRET|TOKEN|CONNECTION_STRING).*")
 
 
 class Redactor:
@@ -76,6 +80,11 @@ class Redactor:
         if isinstance(value, list | tuple):
             return [self.value(item) for item in value]
         return value
+
+
+def credentials(environment: Mapping[str, str]) -> list[str]:
+    """Values of an environment that give access to object stores."""
+    return [value for name, value in environment.items() if _CREDENTIAL.fullmatch(name)]
 
 
 def hide_secrets(value: Any) -> Any:

@@ -56,7 +56,7 @@ def plan(job: Job) -> list[Stage]:
         ConfigError: a job cites an artifact that the cited job does not make.
     """
     assert job.output_dir is not None, "a loaded pipeline knows its run directory"
-    run = RunDirectory(Path(job.output_dir))
+    run = RunDirectory(job.run_directory(""))
     issues = [issue for name in job.jobs for issue in _miscited(name, job.jobs)]
     if issues:
         raise ConfigError(issues)

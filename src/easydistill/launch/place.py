@@ -102,6 +102,18 @@ def place_of(job: JobConfig, environment: Mapping[str, str], node_rank: int | No
     return Place(node_rank or 0, nodes, "the config", nodes=nodes, address=_host_port(launch.rendezvous))
 
 
+def check_shared(job: JobConfig, place: Place) -> None:
+    """Refuse several machines that would each have a working directory of its own.
+
+    Raises:
+        ConfigError: the run is kept in a store, and no shared directory is named.
+    """
+    if job.remote is not None and place.nodes > 1 and job.storage.working_directory is None:
+        problem = f"{place.nodes} machines train together, and each would work in a directory of its own"
+        hint = "set it to a directory that all of them see under one path"
+        raise ConfigError(ConfigIssue("config", "storage.working_directory", problem, hint))
+
+
 def check_place(job: JobConfig, environment: Mapping[str, str]) -> LaunchConfig:
     """The `launch` section, once it does not contradict itself and the environment.
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from easydistill.config.location import cache_directory
 from easydistill.data.records import content_hash
 from easydistill.errors import ModelError
 
@@ -191,14 +192,6 @@ def model_directory(source: ModelSource) -> str:
     if not source.is_gguf:
         return str(source.path)
     return str(_converted(source))
-
-
-def cache_directory() -> Path:
-    """Where converted weights are kept: `$EASYDISTILL_CACHE`, else the user's cache directory."""
-    named = os.environ.get("EASYDISTILL_CACHE")
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "easydistill"
 
 
 def converted_directory(source: ModelSource) -> Path:

@@ -92,7 +92,8 @@ def load_config(
     name = _name(source, path)
     if isinstance(job, PipelineConfig):
         # The jobs find each other's artifacts in the pipeline's run directory.
-        job = job.model_copy(update={"jobs": jobs, "output_dir": str(job.run_directory(name))})
+        where = job.remote or str(job.run_directory(name))
+        job = job.model_copy(update={"jobs": jobs, "output_dir": where})
     given = "config" if isinstance(source, Mapping) else str(source)
     return LoadedConfig(job, name, written, path, tuple(overrides), given, tuple(issues.notes))
 

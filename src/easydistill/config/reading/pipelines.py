@@ -83,6 +83,9 @@ def check_place(name: str, jobs: Mapping[str, Node], issues: Issues) -> None:
     if "track" in job.value:
         hint = "move it to the top level: the figures of all jobs are tracked there"
         issues.add(job, "a job of a pipeline is tracked with the pipeline", hint, ("track",))
+    if "storage" in job.value:
+        hint = "move it to the top level: the files of all jobs are kept there"
+        issues.add(job, "a job of a pipeline is kept with the pipeline", hint, ("storage",))
     earlier = list(jobs)[: list(jobs).index(name)]
     before = ", ".join(earlier) or "none"
     for path, citation in citations(job.plain()):

@@ -171,7 +171,7 @@ def _task_scores(run: Compared) -> Iterator[tuple[tuple[str, str], _TaskScore]]:
 
 def settings_table(runs: Runs) -> Table:
     """The keys of the configs that differ; the run's own directory and the sinks of its figures are not compared."""
-    ignored = ("output_dir", "track")
+    ignored = ("output_dir", "track", "storage")
     return _differing(runs, [run.settings for run in runs], "Key", ignored)
 
 
