@@ -129,6 +129,27 @@ def test_rows_that_nothing_is_known_of_have_no_figures(tmp_path: Path, prompts: 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_pipeline_that_begins_with_texts(tmp_path: Path, prompts: str, tiny_model: Path) -> None:
+    """How many rows are found in a text is not known; the memory of the training is."""
+    (tmp_path / "text.md").write_text("Bees live in hives. " * 50)
+    stages = planned(
+        tmp_path,
+        prompts,
+        extract={
+            "job_type": "instruction_response_extraction",
+            "dataset": {"instruction_path": str(tmp_path / "text.md")},
+        },
+        label=job("label", "extract", 10),
+        sft={
+            "job_type": "black_box_kd_local",
+            "dataset": {"labeled_path": "@label/labeled"},
+            "models": {"student": str(tiny_model)},
+        },
+    )
+    assert stages["label.label"].state == "waits for extract" and stages["label.label"].estimate == Estimate()
+    assert stages["sft.train"].estimate.memory_bytes
+
+
 def test_the_command_tells_the_sum(tmp_path: Path, prompts: str, capsys: pytest.CaptureFixture[str]) -> None:
     inner = {"first": {"job_type": "deduplicate", "dataset": {"instruction_path": prompts}}}
     server = {"base_url": "http://localhost:9/v1", "model": "m", "max_new_tokens": 100}
