@@ -30,8 +30,8 @@ class Drawn(Sequence[Sample]):
         taken = [part for name, count in counts.items() for part in _taken(pool.numbers(name), count, keys)]
         numbers = numpy.concatenate([part for part, _ in taken]) if taken else numpy.empty(0, numpy.int64)
         epochs = numpy.concatenate([numpy.full(len(part), epoch) for part, epoch in taken] or [numbers])
-        chosen = {number for number, epoch in zip(numbers.tolist(), epochs.tolist(), strict=True) if epoch > 1}
-        known = {number: identity for number, identity in enumerate(pool.ids()) if number in chosen}
+        copied = set(numbers[epochs > 1].tolist())
+        known = {number: name for number, name in enumerate(pool.ids()) if number in copied} if copied else {}
         first = _keys(_order_key(seed, identity) for identity in pool.ids())[numbers]
         for at in numpy.flatnonzero(epochs > 1).tolist():
             identity = pool.copy_id(known[int(numbers[at])], int(epochs[at]))

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from easydistill.data.messages import Chat, identity_of
 from easydistill.data.records import Rejection, Sample, canonical_json
-from easydistill.data.spool import Spool
+from easydistill.data.spool import Blobs, Spool
 from easydistill.errors import DataError
 
 INPUT, OWN_ID, EPOCH = "mix_input", "mix_id", "mix_epoch"
@@ -55,6 +55,8 @@ class Pool:
         self.renamed: dict[int, str] = {}
         """Number of a row → its new id."""
         self._rows: Spool[Sample] = Spool()
+        # Apart from the rows, since they are gone through several times.
+        self._own_ids = Blobs()
         self._input = array("H")
         self._ids, self._chats = array("Q"), array("Q")
         self._gone = bytearray()
@@ -64,6 +66,7 @@ class Pool:
         """Add a row of an input."""
         self.told[name].read += 1
         self._rows.append(row)
+        self._own_ids.append(row.id.encode("utf-8", "surrogatepass"))
         self._input.append(self.names.index(name))
         self._ids.append(_eight_bytes(row.id))
         self._chats.append(_eight_bytes(_chat_text(row)))
@@ -139,8 +142,8 @@ class Pool:
 
     def ids(self) -> Iterator[str]:
         """The ids of all rows, also those that may not be taken, in their order."""
-        for number, row in enumerate(self._rows):
-            yield self.renamed.get(number, row.id)
+        for number, own in enumerate(self._own_ids):
+            yield self.renamed.get(number) or own.decode("utf-8", "surrogatepass")
 
     def row(self, number: int, epoch: int = 1) -> Sample:
         """A row as it is written, with where it comes from. `epoch` counts its copies from 1."""
