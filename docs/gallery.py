@@ -20,7 +20,8 @@ _METRICS = {
     "kl": ("KL from the teacher", 3),
     "agreement": ("top-1 agreement", 3),
     "rouge_l": ("ROUGE-L", 3),
-    "preference_accuracy": ("preference accuracy", 3),
+    "reward_accuracy": ("better answer preferred", 2),
+    "margin": ("margin of the rewards", 3),
 }
 _STYLE = (
     "text{font:13px sans-serif;fill:#1f2933}.n{text-anchor:end}.q{fill:#6b7785}"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from easydistill import api
+from easydistill.cli import main
 from easydistill.engine.stage import Estimate, PlannedStage, total_of
 
 ROWS = 150
@@ -126,3 +127,40 @@ def test_rows_that_nothing_is_known_of_have_no_figures(tmp_path: Path, prompts: 
     stages = planned(tmp_path, prompts, label=job("label", "first", 10), dpo=pairs)
     assert stages["dpo.train"].state == "waits for first" and stages["dpo.train"].estimate == Estimate()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_pipeline_that_begins_with_texts(tmp_path: Path, prompts: str, tiny_model: Path) -> None:
+    """How many rows are found in a text is not known; the memory of the training is."""
+    (tmp_path / "text.md").write_text("Bees live in hives. " * 50)
+    stages = planned(
+        tmp_path,
+        prompts,
+        extract={
+            "job_type": "instruction_response_extraction",
+            "dataset": {"instruction_path": str(tmp_path / "text.md")},
+        },
+        label=job("label", "extract", 10),
+        sft={
+            "job_type": "black_box_kd_local",
+            "dataset": {"labeled_path": "@label/labeled"},
+            "models": {"student": str(tiny_model)},
+        },
+    )
+    assert stages["label.label"].state == "waits for extract" and stages["label.label"].estimate == Estimate()
+    assert stages["sft.train"].estimate.memory_bytes
+
+
+def test_the_command_tells_the_sum(tmp_path: Path, prompts: str, capsys: pytest.CaptureFixture[str]) -> None:
+    inner = {"first": {"job_type": "deduplicate", "dataset": {"instruction_path": prompts}}}
+    server = {"base_url": "http://localhost:9/v1", "model": "m", "max_new_tokens": 100}
+    for name, rows in (("one", "first"), ("two", "one")):
+        inner[name] = {**job("label", rows), "inference": server}
+    path = tmp_path / "kd.json"
+    path.write_text(json.dumps({"job_type": "pipeline", "output_dir": str(tmp_path / "run"), "jobs": inner}))
+    assert main(["plan", str(path)]) == 0
+    *_, limits, total = capsys.readouterr().out.splitlines()
+    assert limits.startswith("figures of what waits are limits")
+    assert total.startswith("in all: calls 300, prompt tokens ") and "completion tokens 300 to 30,000" in total
+    assert main(["plan", "--json", str(path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["total"]["calls"] == sum(stage["estimate"]["calls"] for stage in found["stages"]) == 300

@@ -171,6 +171,7 @@ _VALUES = {name: entries[0][0] for name, entries in _frozen["sections"].items()}
     **{f"{white}VllmInferenceConfig": {"backend": "vllm"} for white in ("", "WhiteBox")},
     "RayInferenceConfig": {"backend": "ray"},
     "RewardsSection": {"verify": {}},
+    "operator.code_selection": {"allow_execution": True},
     "ContaminationConfig": {"data": ["train.jsonl"]},
     "ComparedRowsConfig": {"labeled_path": "rows.jsonl"},
     "ExportedModels": {"student": "path/of/model"},

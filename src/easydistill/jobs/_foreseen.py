@@ -52,12 +52,12 @@ class ForeseenRows:
 
 
 def foreseen_estimates(name: str, jobs: Mapping[str, JobConfig]) -> dict[str, Estimate]:
-    """Stage → estimate, of a job that waits for others; nothing for stages of which nothing is known.
-
-    Raises:
-        EasyDistillError: rows that the pipeline begins with cannot be read.
-    """
-    rows = _rows_in(name, jobs)
+    """Stage → estimate, of a job that waits for others; nothing for stages of which nothing is known."""
+    try:
+        rows = _rows_in(name, jobs)
+    except EasyDistillError:
+        # The pipeline begins with texts or images.
+        rows = None
     with tempfile.TemporaryDirectory(prefix="easydistill-") as folder:
         ends = [_estimates(name, jobs, rows, Path(folder), words) for words in (0, 0 if rows is None else rows.longest)]
     low, high = ends

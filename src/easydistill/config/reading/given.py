@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -52,7 +53,7 @@ def fill_in(root: Node, jobs: Mapping[str, Node], issues: Issues) -> None:
 def _place(node: Node) -> None:
     """A path in a file is relative to the file's folder; write it with that folder."""
     if node.line and isinstance(node.value, str) and _RELATIVE.match(node.value):
-        node.value = str(Path(node.source).parent / node.value)
+        node.value = os.path.normpath(Path(node.source).parent / node.value)
 
 
 def _citations(nodes: list[Node]) -> Iterator[Node]:
