@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import threading
@@ -27,6 +28,7 @@ from easydistill.contracts.teacher import GenerationRequest
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
 from easydistill.models.loading import load_model
+from easydistill.serving.app import Service
 from easydistill.teachers.openai.scores import ServerScores
 from easydistill.teachers.openai.teacher import OpenAITeacher
 
@@ -452,6 +454,25 @@ def test_a_client_that_goes_leaves_nothing_under_way(
             server.client(timeout=0.3).chat.completions.create(
                 model="tiny", messages=[{"role": "user", "content": "Go."}], max_tokens=2000
             )
+    wait_until(lambda: is_idle(server), 5)
+
+
+def test_a_client_that_goes_before_its_stream_begins_leaves_nothing_under_way(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowly(monkeypatch, 0.01)
+    app = Service(server.loaded.engine, server.loaded.chats, "tiny", None).app()
+    asked = {"model": "tiny", "messages": [{"role": "user", "content": "Go."}], "max_tokens": 2000, "stream": True}
+    events = iter([{"type": "http.request", "body": json.dumps(asked).encode()}])
+
+    async def receive() -> Any:
+        return next(events, {"type": "http.disconnect"})
+
+    async def send(message: Any) -> None:
+        pass
+
+    place = {"method": "POST", "path": "/v1/chat/completions", "query_string": b"", "headers": []}
+    asyncio.run(app({"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, **place}, receive, send))
     wait_until(lambda: is_idle(server), 5)
 
 
