@@ -424,6 +424,21 @@ def test_a_batch_s_failure_is_not_the_server_s_end(server: Served, monkeypatch: 
     assert server.ask(max_tokens=2).usage.completion_tokens == 2
 
 
+def test_a_failure_while_rows_are_put_together_leaves_none_unanswered(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from easydistill.serving import engine
+
+    def fail(*arguments: Any) -> Any:
+        raise RuntimeError("no memory left")
+
+    monkeypatch.setattr(engine, "decodes", lambda *_: False)
+    monkeypatch.setattr(engine, "reads_padding", fail)
+    monkeypatch.setattr(server.loaded.engine, "_equal", None)
+    found = server.own.completions.create(model="tiny", prompt=[[5, 6], [7, 8, 9]], max_tokens=2, timeout=30)
+    assert len(found.choices) == 2
+
+
 # --- coming and going ---------------------------------------------------------------------------------------------
 
 

@@ -242,7 +242,12 @@ class Engine:
     def _needs_equal(self, row: Row) -> bool:
         """Whether prompts of different lengths must not share a batch."""
         if self._equal is None:
-            self._equal = reads_padding(self._model, row.prompt)
+            try:
+                self._equal = reads_padding(self._model, row.prompt)
+            except Exception:
+                # Those taken before are answered all the same; what is wrong with the model shows there.
+                LOGGER.exception("whether the model reads padding could not be found out")
+                return True
         return self._equal
 
     # --- scores -------------------------------------------------------------------------------------------------
