@@ -29,7 +29,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
 from easydistill.models.loading import load_model
 from easydistill.serving.app import Service
-from easydistill.serving.rows import Row
+from easydistill.serving.rows import Ended, Event, Row, Sampling, Told
 from easydistill.teachers.openai.scores import ServerScores
 from easydistill.teachers.openai.teacher import OpenAITeacher
 
@@ -491,6 +491,33 @@ def test_a_client_that_goes_before_its_stream_begins_gives_its_answer_up(
     place = {"method": "POST", "path": "/v1/chat/completions", "query_string": b"", "headers": []}
     asyncio.run(app({"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, **place}, receive, send))
     assert rows and all(row.cancelled for row in rows)
+
+
+def test_a_client_that_goes_with_its_images_spoils_no_other_s_answer(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images are read when a batch begins: those of a client that has just gone are not there any more."""
+    from easydistill.serving import engine
+
+    asked: list[int] = []
+    told: tuple[list[Event], list[Event]] = ([], [])
+    sampling = Sampling(0, None, None, 0)
+    rows = [Row([5, 6], sampling, 2, frozenset(), lambda ids: "x" * len(ids), events.append) for events in told]
+    real = engine.by_generate
+
+    def generated(model: Any, prompts: Any, *more: Any) -> Any:
+        asked.append(len(prompts))
+        if len(prompts) == 2:
+            rows[0].cancelled = True
+            raise FileNotFoundError
+        return real(model, prompts, *more)
+
+    monkeypatch.setattr(engine, "decodes", lambda *_: False)
+    monkeypatch.setattr(engine, "by_generate", generated)
+    server.loaded.engine.submit(rows)
+    wait_until(lambda: any(isinstance(event, Ended) for event in told[1]))
+    assert asked == [2, 1] and not told[0]
+    assert [type(event) for event in told[1]] == [Told, Told, Ended]
 
 
 def test_a_short_request_does_not_wait_for_a_long_one(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
