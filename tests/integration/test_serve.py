@@ -256,6 +256,21 @@ def test_an_answer_that_follows_a_schema(server: Served) -> None:
         assert json.loads(choice.message.content)["n"] in (1, 2) and choice.finish_reason == "stop"
 
 
+def test_a_tokenizer_without_grammars_is_told_in_words_of_the_request(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import llguidance.hf
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise ValueError("only fast tokenizers are supported")
+
+    monkeypatch.setattr(llguidance.hf, "from_tokenizer", fail)
+    monkeypatch.setattr(server.loaded.chats, "_grammars", None)
+    with pytest.raises(openai.BadRequestError, match="not support response_format: only fast tokenizers") as caught:
+        server.ask(response_format={"type": "json_object"})
+    assert "take tags" not in str(caught.value)
+
+
 def test_an_answer_to_images_is_the_teacher_s(tmp_path: Path) -> None:
     store, digests = store_of(tmp_path / "own", [picture(RED, (40, 28)), picture(GREEN, (16, 16))])
     urls = [
