@@ -140,6 +140,10 @@ def test_a_further_format_leaves_the_others_as_they_are(tiny_model: Path, tmp_pa
         ({"use_sliding_window": True}, "sliding-window attention"),
         ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "known are linear, yarn, llama3"),
         ({"architectures": ["Gemma3ForCausalLM"], "hidden_act": None, "head_dim": 64}, "the root of 256"),
+        (
+            {"architectures": ["Gemma2ForCausalLM"], "hidden_act": None, "final_logit_softcapping": None},
+            "logits that are not capped",
+        ),
     ],
 )
 def test_what_the_file_would_not_say_is_refused_before_the_run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import threading
@@ -27,6 +28,8 @@ from easydistill.contracts.teacher import GenerationRequest
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
 from easydistill.models.loading import load_model
+from easydistill.serving.app import Service
+from easydistill.serving.rows import Ended, Event, Row, Sampling, Told
 from easydistill.teachers.openai.scores import ServerScores
 from easydistill.teachers.openai.teacher import OpenAITeacher
 
@@ -253,6 +256,21 @@ def test_an_answer_that_follows_a_schema(server: Served) -> None:
         assert json.loads(choice.message.content)["n"] in (1, 2) and choice.finish_reason == "stop"
 
 
+def test_a_tokenizer_without_grammars_is_told_in_words_of_the_request(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import llguidance.hf
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise ValueError("only fast tokenizers are supported")
+
+    monkeypatch.setattr(llguidance.hf, "from_tokenizer", fail)
+    monkeypatch.setattr(server.loaded.chats, "_grammars", None)
+    with pytest.raises(openai.BadRequestError, match="not support response_format: only fast tokenizers") as caught:
+        server.ask(response_format={"type": "json_object"})
+    assert "take tags" not in str(caught.value)
+
+
 def test_an_answer_to_images_is_the_teacher_s(tmp_path: Path) -> None:
     store, digests = store_of(tmp_path / "own", [picture(RED, (40, 28)), picture(GREEN, (16, 16))])
     urls = [
@@ -422,6 +440,21 @@ def test_a_batch_s_failure_is_not_the_server_s_end(server: Served, monkeypatch: 
     assert server.ask(max_tokens=2).usage.completion_tokens == 2
 
 
+def test_a_failure_while_rows_are_put_together_leaves_none_unanswered(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from easydistill.serving import engine
+
+    def fail(*arguments: Any) -> Any:
+        raise RuntimeError("no memory left")
+
+    monkeypatch.setattr(engine, "decodes", lambda *_: False)
+    monkeypatch.setattr(engine, "reads_padding", fail)
+    monkeypatch.setattr(server.loaded.engine, "_equal", None)
+    found = server.own.completions.create(model="tiny", prompt=[[5, 6], [7, 8, 9]], max_tokens=2, timeout=30)
+    assert len(found.choices) == 2
+
+
 # --- coming and going ---------------------------------------------------------------------------------------------
 
 
@@ -442,7 +475,7 @@ def slowly(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 def test_a_client_that_goes_leaves_nothing_under_way(
     server: Served, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    slowly(monkeypatch, 0.01)
+    slowly(monkeypatch, 0.1)
     if stream:
         answer = server.ask(max_tokens=2000, stream=True)
         next(iter(answer))
@@ -452,18 +485,65 @@ def test_a_client_that_goes_leaves_nothing_under_way(
             server.client(timeout=0.3).chat.completions.create(
                 model="tiny", messages=[{"role": "user", "content": "Go."}], max_tokens=2000
             )
-    wait_until(lambda: is_idle(server), 5)
+    wait_until(lambda: is_idle(server))
+
+
+def test_a_client_that_goes_before_its_stream_begins_gives_its_answer_up(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[Row] = []
+    monkeypatch.setattr(server.loaded.engine, "submit", rows.extend)
+    app = Service(server.loaded.engine, server.loaded.chats, "tiny", None).app()
+    asked = {"model": "tiny", "messages": [{"role": "user", "content": "Go."}], "stream": True}
+    events = iter([{"type": "http.request", "body": json.dumps(asked).encode()}])
+
+    async def receive() -> Any:
+        return next(events, {"type": "http.disconnect"})
+
+    async def send(message: Any) -> None:
+        pass
+
+    place = {"method": "POST", "path": "/v1/chat/completions", "query_string": b"", "headers": []}
+    asyncio.run(app({"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, **place}, receive, send))
+    assert rows and all(row.cancelled for row in rows)
+
+
+def test_a_client_that_goes_with_its_images_spoils_no_other_s_answer(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images are read when a batch begins: those of a client that has just gone are not there any more."""
+    from easydistill.serving import engine
+
+    asked: list[int] = []
+    told: tuple[list[Event], list[Event]] = ([], [])
+    sampling = Sampling(0, None, None, 0)
+    rows = [Row([5, 6], sampling, 2, frozenset(), lambda ids: "x" * len(ids), events.append) for events in told]
+    real = engine.by_generate
+
+    def generated(model: Any, prompts: Any, *more: Any) -> Any:
+        asked.append(len(prompts))
+        if len(prompts) == 2:
+            rows[0].cancelled = True
+            raise FileNotFoundError
+        return real(model, prompts, *more)
+
+    monkeypatch.setattr(engine, "decodes", lambda *_: False)
+    monkeypatch.setattr(engine, "by_generate", generated)
+    server.loaded.engine.submit(rows)
+    wait_until(lambda: any(isinstance(event, Ended) for event in told[1]))
+    assert asked == [2, 1] and not told[0]
+    assert [type(event) for event in told[1]] == [Told, Told, Ended]
 
 
 def test_a_short_request_does_not_wait_for_a_long_one(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    slowly(monkeypatch, 0.01)
+    slowly(monkeypatch, 0.1)
     long = server.ask(max_tokens=2000, stream=True)
     events = iter(long)
     next(events)
     assert server.ask(max_tokens=3).usage.completion_tokens == 3
     assert next(events).choices[0].finish_reason is None
     long.close()
-    wait_until(lambda: is_idle(server), 5)
+    wait_until(lambda: is_idle(server))
 
 
 def test_no_more_answers_at_once_than_allowed(server: Served, script: Script) -> None:
@@ -482,7 +562,7 @@ def test_the_end_waits_for_requests_under_way(
     with served(tiny_model, tmp_path) as server:
         client = server.client()
         messages: Any = [{"role": "user", "content": "Go."}]
-        ask = partial(client.chat.completions.create, model="tiny", messages=messages, max_tokens=60)
+        ask = partial(client.chat.completions.create, model="tiny", messages=messages, max_tokens=60, temperature=0)
         asking = threading.Thread(target=lambda: found.append(ask()))
         asking.start()
         wait_until(lambda: server.loaded.engine._rows)

@@ -90,6 +90,24 @@ def test_nobody_is_told_to_set_what_is_chosen() -> None:
     assert "on_policy.beta to 0 and on_policy.rollout_temperature" in told
 
 
+@pytest.mark.parametrize("values", [{"objective": "sampled_reverse_kl"}, {"kl_mix": 0.5}, {}])
+def test_what_is_advised_can_be_set(values: dict[str, Any]) -> None:
+    """No field that the objective refuses."""
+    chosen = OnPolicyConfig(**values)
+    alarms = Alarms(
+        fits_beta=chosen.fits_beta, whole=chosen.objective == "generalized_jsd", mixes=chosen.kl_mix is not None
+    )
+    told = alarms.step(1, GOOD | {"entropy": 4.0, "reverse_kl": 1.3})
+    for step in range(2, 7):
+        told += alarms.step(step, GOOD | {"reverse_kl": 1.3 if step < 4 else 0.5, "repetition": 0.1 * step})
+    assert len(told) == 2
+    changes = {"kd_steps": 2, "sft_steps": 2, "beta": 0.0, "kl_mix": 1.0, "rollout_temperature": 0.7}
+    advised = [name for name in changes if f"on_policy.{name}" in " ".join(told)]
+    assert advised
+    for name in advised:
+        OnPolicyConfig(**{**values, name: changes[name]})
+
+
 def test_a_given_beta_has_the_identity_that_it_had() -> None:
     """The default has become another one: runs that gave β stay finished, others run again."""
     former = {

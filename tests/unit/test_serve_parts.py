@@ -21,7 +21,8 @@ from easydistill.models.decoding.attention import grouped_attention
 from easydistill.models.decoding.flow import Flow
 from easydistill.models.draws import SeededSampler
 from easydistill.models.sampling import generate_batch
-from easydistill.serving.command import served_model
+from easydistill.serving.command import _argument_issues, served_model
+from easydistill.serving.loading import load
 from easydistill.serving.rows import Ended, Event, Row, Sampling, StopTexts, Told
 from easydistill.serving.settings import ServeSettings
 from easydistill.teachers.parsing.form import Form
@@ -200,6 +201,8 @@ def test_what_is_wrong_with_the_arguments_is_told_before_the_model_is_loaded(
     said = capsys.readouterr().err
     for words in ("no config.json", "nowhere.jinja: no such file", "NO_SUCH_KEY", "--swap-space is for vLLM"):
         assert words in said, said
+    (issue,) = _argument_issues(ServeSettings("x", port=0), "vllm")
+    assert issue.path == "--port"
     with pytest.raises(SystemExit):
         main(["serve", "x", "--port", "70000"])
 
@@ -224,6 +227,11 @@ def test_a_model_without_a_template_needs_one(
     assert "--template FILE" in capsys.readouterr().err
     assert main(["serve", str(tiny_model), "--backend", "transformers", "--port", "0", "--max-model-len", "9999"]) == 1
     assert "--max-model-len 9999" in capsys.readouterr().err
+
+
+def test_a_short_context_is_not_taken_for_a_missing_template(tiny_model: Path, tmp_path: Path) -> None:
+    settings = ServeSettings(str(tiny_model), dtype="float32", max_model_len=4)
+    assert load(settings, settings.model, tmp_path).chats.context == 4
 
 
 def test_the_arguments_of_vllm(tiny_model: Path) -> None:

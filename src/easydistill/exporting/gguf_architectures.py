@@ -133,6 +133,11 @@ def _unsaid(config: Mapping[str, Any], architecture: Architecture) -> str | None
         config.get("final_logit_softcapping") or config.get("attn_logit_softcapping")
     ):
         return "capped logits"
+    if architecture.name == "gemma2" and not (
+        config.get("attn_logit_softcapping", 50.0) and config.get("final_logit_softcapping", 30.0)
+    ):
+        # llama.cpp divides by both, whatever they are.
+        return "scores or logits that are not capped"
     scale, width = config.get("query_pre_attn_scalar", 256), config.get("head_dim", 256)
     if architecture.name.startswith("gemma") and scale != width:
         return f"scores divided by the root of {scale}, where heads have {width} numbers"

@@ -104,8 +104,8 @@ def _add_settings(writer: Any, config: Any, architecture: Architecture, number: 
     if architecture.full_every:
         writer.add_sliding_window(config.sliding_window)
     if architecture.name == "gemma2":
-        writer.add_attn_logit_softcapping(float(config.attn_logit_softcapping or 0))
-        writer.add_final_logit_softcapping(float(config.final_logit_softcapping or 0))
+        writer.add_attn_logit_softcapping(float(config.attn_logit_softcapping))
+        writer.add_final_logit_softcapping(float(config.final_logit_softcapping))
 
 
 def _write(

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from easydistill.contracts.teacher import sample_seed
 from easydistill.engine.run_directory import LOGGER
@@ -174,7 +175,7 @@ class Service:
 
     async def _reply(self, request: Request, exchange: Exchange) -> Response:
         if exchange.body.stream:
-            return StreamingResponse(_events(exchange), media_type="text/event-stream")
+            return _Stream(exchange)
         try:
             body = await _unless_gone(request, exchange.whole())
         finally:
@@ -185,16 +186,28 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._reading, work)
 
 
-async def _events(exchange: Exchange) -> AsyncIterator[bytes]:
+class _Stream(StreamingResponse):
     """A stream; if its client goes, the answer is not written any further."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        super().__init__(_events(exchange), media_type="text/event-stream")
+        self._exchange = exchange
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            # Not in the generator: it is not even begun for a client that went before its stream.
+            self._exchange.close()
+
+
+async def _events(exchange: Exchange) -> AsyncIterator[bytes]:
     try:
         async for chunk in exchange.chunks():
             yield event(chunk)
         yield DONE
     except ApiProblem as problem:
         yield event(problem.body())
-    finally:
-        exchange.close()
 
 
 async def _unless_gone(request: Request, answer: Awaitable[dict[str, Any]]) -> dict[str, Any] | None:

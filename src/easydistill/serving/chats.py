@@ -87,7 +87,8 @@ class Chats:
             DataError: the template does not show a question.
         """
         asked: Message = {"role": "user", "content": "Are you there?"}
-        found = prompt_or_failure(self._renderer, GenerationRequest("", (asked,)), self.context)
+        # Of any length: --max-model-len may be short, which is no fault of the template.
+        found = prompt_or_failure(self._renderer, GenerationRequest("", (asked,)), None)
         if not isinstance(found, list):
             raise DataError(found.detail)
         return found
@@ -172,7 +173,9 @@ class Chats:
                 self._grammars = SchemaGrammars(self.tokenizer, self.ends, self._vocabulary)
             return [self._grammars.masks([schema]) for _ in range(rows)]
         except (EasyDistillError, ImportError) as error:
-            raise refused(_first_line(error), "response_format") from None
+            # The hints are for configs of jobs.
+            words = _first_line(error).partition("; take")[0].replace("synthesis.reply=json", "response_format")
+            raise refused(words, "response_format") from None
 
     def release(self, prompt: Prompt) -> None:
         """The images of a prompt are not needed any more."""

@@ -77,6 +77,8 @@ def _argument_issues(settings: ServeSettings, backend: str) -> list[ConfigIssue]
     if settings.vllm_arguments and backend != "vllm":
         problem = f"{settings.vllm_arguments[0]} is for vLLM, and {backend} serves"
         found.append(ConfigIssue(where, "--", problem, "add --backend vllm, or leave it out"))
+    if settings.port == 0 and backend == "vllm":
+        found.append(ConfigIssue(where, "--port", "vLLM would not say which port it has found", "name one"))
     return found
 
 
@@ -115,6 +117,8 @@ def _serve_here(settings: ServeSettings, reference: str, key: str | None, place:
         )
         server = uvicorn.Server(config)
         where = _address(settings.host, place.getsockname()[1])
+        # Whoever has read this line may connect.
+        place.listen()
         print(f"serving {settings.name} at {where} (transformers, {loaded.described})", flush=True)
         # uvicorn raises the signals that ended it again when all is done: then they have been obeyed.
         before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -236,13 +236,27 @@ class Engine:
             shown = [(row.prompt, row.images) for row in rows]
             seen = partial(self._vision.inputs, rows=shown, dtype=self._model.dtype)
         room = max(row.most for row in rows)
-        by_generate(self._model, [row.prompt for row in rows], frozenset(), room, [choose], seen, ended)
+        try:
+            by_generate(self._model, [row.prompt for row in rows], frozenset(), room, [choose], seen, ended)
+        except Exception:
+            left = [row for row in rows if not row.over]
+            if len(left) == len(rows) or any(row.last is not None for row in rows):
+                raise
+            # A client that goes takes its images along; if they were still to be read, the others begin again.
+            with self._changed:
+                self._waiting.extendleft(reversed(left))
+            return
         self._give_up(rows, ApiProblem(503, "the server has ended"))
 
     def _needs_equal(self, row: Row) -> bool:
         """Whether prompts of different lengths must not share a batch."""
         if self._equal is None:
-            self._equal = reads_padding(self._model, row.prompt)
+            try:
+                self._equal = reads_padding(self._model, row.prompt)
+            except Exception:
+                # Those taken before are answered all the same; what is wrong with the model shows there.
+                LOGGER.exception("whether the model reads padding could not be found out")
+                return True
         return self._equal
 
     # --- scores -------------------------------------------------------------------------------------------------

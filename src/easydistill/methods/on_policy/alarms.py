@@ -35,6 +35,10 @@ class Alarms:
     """Of the distributions whose entropy is given. How large it is says something at 1 alone."""
     fits_beta: bool = False
     """Whether β is chosen to suit the student, so that nothing about it need be advised."""
+    whole: bool = True
+    """Whether whole distributions are compared. Other objectives have no β, and draw at temperature 1 alone."""
+    mixes: bool = False
+    """Whether α (`kl_mix`) is given in place of β."""
     raised: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Alarm → its step, and its sentence under `told`."""
     _first: list[dict[str, float]] = field(default_factory=list)
@@ -67,9 +71,17 @@ class Alarms:
             "weak_student",
             step,
             f"the student's own answers have {entropy:.1f} nats of entropy a token: it cannot write yet, and they "
-            "teach it little → distil it offline first (white_box_kd_local, or on_policy.kd_steps), or set "
-            f"{'' if self.fits_beta else 'on_policy.beta to 0 and '}on_policy.rollout_temperature below 1",
+            f"teach it little → {self._rescue}",
         )
+
+    @property
+    def _rescue(self) -> str:
+        """What helps a student that cannot write, among what the objective has."""
+        if not self.whole:
+            return "let it learn the teacher's answers first (on_policy.sft_steps)"
+        forward = "" if self.fits_beta else f"on_policy.{'kl_mix to 1' if self.mixes else 'beta to 0'} and "
+        first = "distil it offline first (white_box_kd_local, or on_policy.kd_steps)"
+        return f"{first}, or set {forward}on_policy.rollout_temperature below 1"
 
     def _gamed(self, step: int) -> list[str]:
         """Whether reverse KL has fallen while the answers became worse."""
@@ -86,12 +98,13 @@ class Alarms:
             worse.append(f"entropy fell from {before['entropy']:.2f} to {now['entropy']:.2f} nats")
         if not worse:
             return []
+        milder = ("raise on_policy.kl_mix, " if self.mixes else "lower on_policy.beta, ") if self.whole else ""
         fell = f"reverse KL fell from {before['reverse_kl']:.3f} to {now['reverse_kl']:.3f}"
         return self._raise(
             "gamed",
             step,
-            f"{fell}, but {' and '.join(worse)}: the student finds text that its teacher likes, not answers → lower "
-            "on_policy.beta or on_policy.rollout_share, or stop here",
+            f"{fell}, but {' and '.join(worse)}: the student finds text that its teacher likes, not answers → "
+            f"{milder}lower on_policy.rollout_share, or stop here",
         )
 
     def state(self) -> dict[str, Any]:

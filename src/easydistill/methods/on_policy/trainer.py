@@ -236,7 +236,12 @@ class SampledTraining:
         self._final_loss: float | None = None
         self._fit: Fit | None = None
         self._phases = Phases(self._device)
-        self._alarms = Alarms(on_policy.temperature, fits_beta=on_policy.fits_beta)
+        self._alarms = Alarms(
+            on_policy.temperature,
+            on_policy.fits_beta,
+            whole=on_policy.objective == "generalized_jsd",
+            mixes=on_policy.kl_mix is not None,
+        )
         self._schedule = Schedule(on_policy, self.total)
         if on_policy.kd_steps >= self.total:
             problem = f"{on_policy.kd_steps} steps come before rollouts, and the training has {self.total}"

@@ -190,7 +190,7 @@ class _Client(CompletionsClient):
         """The error for a request without scores; training needs all of them."""
         detail = failure.detail.lower()
         if failure.reason == NO_LOGPROBS:
-            hint = "on_policy.objective sampled_reverse_kl needs a vLLM server (it is asked for prompt_logprobs)"
+            hint = "this on_policy.objective needs a vLLM server (it is asked for prompt_logprobs)"
         elif "logprobs" in detail and "max allowed" in detail:
             hint = "start the server with --max-logprobs of on_policy.top_k at least, or lower the latter"
         elif failure.reason in HINTS:
