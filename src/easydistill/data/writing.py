@@ -191,6 +191,7 @@ def why_unwritable(sample: Sample) -> str | None:
         return f"its chat cannot be written as JSON: {error}"
     for name, value in sample.meta.items():
         try:
+            name.encode("utf-8")
             plain_json(value)
         except (ValueError, RecursionError) as error:
             return f"its field {name!r} cannot be written: {error}"
