@@ -395,8 +395,8 @@ def test_a_hub_that_refuses_is_told_and_asked_again(
         ({"splits": {"test": 0.6, "validation": 0.4}}, "leave nothing for train"),
         ({"judge": "J"}, "judge is not written"),
         ({"schema": "omnithought", "images": "bytes"}, "holds no images"),
-        ({"push": "nobody"}, "push"),
-        ({"splits": {"dev": 3}}, "dev"),
+        ({"push": "nobody"}, 'release.push: "nobody" does not have the form'),
+        ({"splits": {"dev": 3}}, 'release.splits.dev: "dev" is not one of'),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path: Path, release: dict[str, Any], told: str) -> None:
