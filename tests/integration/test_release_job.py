@@ -219,6 +219,67 @@ def test_new_scores_replace_published_ones_and_name_their_judge(tmp_path: Path, 
     assert chain["Cognitive_Difficulty"] == {"judge": "old", "level": 2}
 
 
+def rated(number: int, **fields: Any) -> dict[str, Any]:
+    return {**plain(number), "Reasoning_Verbosity": {"judge": "j", "level": 3}, **fields}
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"rv": "7"}, "its rv is '7', which is no number"),
+        ({"rv": True}, "its rv is True, which is no number"),
+        ({"rv": 3, "Reasoning_Verbosity": {"judge": 5, "level": 3}}, "not a judge's name and a level"),
+        ({"rv": 3, "Reasoning_Verbosity": {"level": 3, "why": "long"}}, "not a judge's name and a level"),
+        ({"Cognitive_Difficulty": "hard"}, "its Cognitive_Difficulty is hard, and not a judge's name and a level"),
+        ({"Cognitive_Difficulty": {"level": "hard"}}, "its cd is 'hard', which is no number"),
+        ({"model": 4}, "its model is 4, which is no text"),
+        ({"reasoning_content": "So.</think> Or not."}, "its thoughts hold the mark </think>"),
+    ],
+)
+def test_chains_that_omnithought_cannot_hold_are_rejected_by_name(
+    tmp_path: Path, fields: dict[str, Any], told: str
+) -> None:
+    """One that is in a later shard than the first, whose types cannot hold it: without the check it was written over
+    and over."""
+    rows = [rated(number) for number in range(30)] + [rated(30, **fields)]
+    folder = released(tmp_path / "a", rows, schema="omnithought", shard_mb=0.001)
+    (rejected,) = next((tmp_path / "a/run").rglob("rejected.jsonl")).read_text().splitlines()
+    assert told in rejected and "not_in_schema" in rejected
+    samples, _ = read_samples(folder, labelled=True)
+    assert [sample.meta["rv"] for sample in samples] == [3] * 30, "the score that they were published with"
+
+
+@pytest.mark.parametrize(
+    ("named", "title"),
+    [({"push": "org/legs-1"}, "legs-1"), ({}, "run"), ({"push": "org/legs-1", "name": "Legs"}, "Legs")],
+)
+def test_the_title_is_the_name_or_the_repositorys_or_the_runs(
+    tmp_path: Path, named: dict[str, Any], title: str
+) -> None:
+    from easydistill.jobs.release import Job
+
+    assert Job.model_validate(job(tmp_path / "a", [plain(1)], **named)).title == title
+
+
+def test_a_mix_that_looked_for_no_benchmark_does_not_pass_for_a_clean_one(tmp_path: Path) -> None:
+    path = job(tmp_path / "a", [plain(1), plain(2)])["dataset"]["labeled_path"]
+    jobs = {
+        "mix": {"job_type": "mix", "mix": {"inputs": {"a": {"path": path}}}},
+        "release": {"job_type": "release", "dataset": {"labeled_path": "@mix/labeled"}},
+    }
+    easydistill.run({"job_type": "pipeline", "output_dir": str(tmp_path / "run"), "jobs": jobs}, quiet=True)
+    text = (tmp_path / "run/stages/2-release/dataset/README.md").read_text()
+    assert "| mix |" in text and "Nobody looked for problems of benchmarks in it." in text
+
+
+def test_chains_get_their_own_ids_again_whatever_their_order(tmp_path: Path) -> None:
+    rows = [{"id": f"p-{number}", "instruction": "Legs?", "output": f"It is {number}."} for number in (10, 2, 3, 1)]
+    rows[0]["id"] = "p-4"
+    folder = released(tmp_path / "a", rows, schema="omnithought")
+    back = {sample.id: sample.messages[-1]["content"] for sample in read_samples(folder, labelled=True)[0]}
+    assert back == {row["id"]: row["output"] for row in rows}
+
+
 # --- the card --------------------------------------------------------------------------------------------------------
 
 
@@ -334,8 +395,8 @@ def test_a_hub_that_refuses_is_told_and_asked_again(
         ({"splits": {"test": 0.6, "validation": 0.4}}, "leave nothing for train"),
         ({"judge": "J"}, "judge is not written"),
         ({"schema": "omnithought", "images": "bytes"}, "holds no images"),
-        ({"push": "nobody"}, "push"),
-        ({"splits": {"dev": 3}}, "dev"),
+        ({"push": "nobody"}, 'release.push: "nobody" does not have the form'),
+        ({"splits": {"dev": 3}}, 'release.splits.dev: "dev" is not one of'),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path: Path, release: dict[str, Any], told: str) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from easydistill.data.files import replacing, write_json
 from easydistill.data.reading import read_samples
 from easydistill.data.records import IdAssigner, Sample, split_heldout
-from easydistill.data.writing import paper_row, write_paper_json, write_parquet
+from easydistill.data.writing import paper_row, why_unwritable, write_paper_json, write_parquet
 from easydistill.engine.secrets import MASK, Redactor
 from easydistill.errors import DataError
 
@@ -172,3 +172,10 @@ def test_a_secret_is_hidden_in_every_spelling(key: str) -> None:
         assert key not in redactor.text(spelling)
         assert MASK in redactor.text(spelling)
     assert redactor.value({"a": [key, 1, {key: None}]}) == {"a": [MASK, 1, {MASK: None}]}
+
+
+def test_a_row_with_half_a_character_in_a_fields_name_is_told_before_it_is_written() -> None:
+    sample = Sample("1", ({"role": "user", "content": "hi"},), {"half \ud800": 1})
+    told = why_unwritable(sample)
+    assert told is not None and "its field 'half \\ud800' cannot be written" in told
+    assert why_unwritable(Sample("1", sample.messages, {"whole ü": 1})) is None

@@ -94,8 +94,8 @@ def config(inputs: dict[str, Any], **mix: Any) -> dict[str, Any]:
         ({"a": {"share": 0.5, "count": 4}}, {}, "both count and share"),
         ({"a": {"count": 40}, "b": {"count": 50}}, {"total": 100}, "make 90 rows"),
         ({"a": {"count": 40}, "b": {}}, {"total": 30}, "more than the 30 rows of total"),
-        ({"a": {"count": "some"}}, {}, "count"),
-        ({"a b": {}}, {}, "a b"),
+        ({"a": {"count": "some"}}, {}, r"mix\.inputs\.a\.count: "),
+        ({"a b": {}}, {}, r'mix\.inputs\.a b: "a b" cannot be a name here'),
         ({"a": {}}, {"decontaminate": {}}, "no benchmark is named"),
     ],
 )

@@ -463,6 +463,7 @@ def test_the_end_of_a_run_tells_what_was_made_and_where(tmp_path: Path) -> None:
     folder = make_synthesis_run(
         tmp_path, funnel=[["candidates", 20], ["a", 19], ["b_c", 12], ["d", 10], ["e", 9], ["f", 7]]
     )
+    (folder / "stages/1-synthesise/README.md").write_text("a card")
     assert end_lines(folder) == [
         "instruction_expansion: 20 candidates, 7 accepted, 13 rejected (b c 7, d 2, f 2, other reasons 2); cost 0.25",
         f"rows:    {folder}/stages/1-synthesise/labeled.json",

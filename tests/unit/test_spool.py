@@ -69,6 +69,27 @@ def test_a_table_of_several_blocks_has_the_columns_of_all(tmp_path: Path, monkey
     assert parquet.ParquetFile(path).metadata.num_row_groups == 5
 
 
+@pytest.mark.parametrize("block", [2, 50])
+def test_fields_without_a_common_type_come_back_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    """A text does not get quotation marks because another row has a number there."""
+    values = ["eight", 8, True, None, {"deep": [1, "x"]}, 0.5]
+    monkeypatch.setattr(writing, "BLOCK", block)
+    path = tmp_path / "rows.parquet"
+    writing.write_parquet(path, [_sample(number, final=value) for number, value in enumerate(values)])
+    assert [row.meta.get("final") for row in read_rows(path, labelled=None).samples] == values
+
+
+def test_integers_of_over_64_bits_do_not_stop_datasets(tmp_path: Path) -> None:
+    import datasets
+
+    path = tmp_path / "rows.parquet"
+    writing.write_parquet(path, [_sample(1, big=2**70), _sample(2, big="x")])
+    found = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    assert list(found["big"]) == [str(2**70), '"x"']
+
+
 def test_a_table_of_no_rows_is_a_table(tmp_path: Path) -> None:
     writing.write_parquet(tmp_path / "none.parquet", [])
     assert parquet.read_table(tmp_path / "none.parquet").num_rows == 0

@@ -27,6 +27,8 @@ class Columns:
         self._rich = self._shown = False
         self._named: set[str] = set()
         self._types: dict[str, Any] = {}
+        self._texts: set[str] = set()
+        """Fields that are text of JSON, and not of its type."""
 
     def fit(self, rows: Sequence[dict[str, Any]]) -> None:
         """Make the columns hold these rows too."""
@@ -41,6 +43,8 @@ class Columns:
             except (pa.ArrowException, OverflowError):
                 both = pa.json_()
             self._types[name] = pa.json_() if _has_empty_struct(both) else both
+            if both == pa.json_() and any(map(_is_beyond_json, values)):
+                self._texts.add(name)
 
     def table(self, rows: Sequence[dict[str, Any]]) -> Any:
         """The rows as a pyarrow table. Columns that were not fitted are those of the rows."""
@@ -52,7 +56,9 @@ class Columns:
         fields = self._fields(rows)
         for name in self._types or fields:
             values = fields.get(name, [None] * len(rows))
-            columns[name] = _field_array(values, self._types.get(name))
+            array = _field_array(values, self._types.get(name))
+            is_text = name in self._texts or (array.type == pa.json_() and any(map(_is_beyond_json, values)))
+            columns[name] = array.cast(pa.string()) if is_text else array
         return pa.table(columns)
 
     def set_type(self, name: str, kind: Any) -> None:
@@ -128,9 +134,18 @@ def _field_array(values: list[Any], kind: Any = None) -> Any:
     try:
         array = pa.array(values, kind)
     except (pa.ArrowException, OverflowError):
-        return pa.array([None if value is None else _json_text(value) for value in values], pa.string())
+        return _json_array(values)
     # Parquet has no objects without keys.
     return _json_array(values) if _has_empty_struct(array.type) else array
+
+
+def _is_beyond_json(value: Any) -> bool:
+    """Whether a value holds an integer that `datasets` does not read where it is marked as JSON: of over 64 bits."""
+    if isinstance(value, dict):
+        return any(map(_is_beyond_json, value.values()))
+    if isinstance(value, list):
+        return any(map(_is_beyond_json, value))
+    return isinstance(value, int) and not -(2**63) <= value < 2**64
 
 
 def _has_empty_struct(kind: Any) -> bool:

@@ -191,6 +191,7 @@ def why_unwritable(sample: Sample) -> str | None:
         return f"its chat cannot be written as JSON: {error}"
     for name, value in sample.meta.items():
         try:
+            name.encode("utf-8")
             plain_json(value)
         except (ValueError, RecursionError) as error:
             return f"its field {name!r} cannot be written: {error}"
@@ -266,7 +267,7 @@ def write_parquet(
 ) -> None:
     """Write `id`, `messages`, the chats' tools and variables, and a column for each field of `meta` as Parquet.
 
-    A field whose values have no common type is written as JSON text. `images` and `at` are those of `write_paper_json`.
+    A field whose values have no common type is written as JSON. `images` and `at` are those of `write_paper_json`.
     """
     paths = paths_beside(at or path, images)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 from easydistill.config.job import JobConfig
@@ -27,7 +26,8 @@ class Job(JobConfig):
     @property
     def title(self) -> str:
         """What the card is called."""
-        return self.release.name or (Path(self.output_dir).name if self.output_dir else "dataset")
+        own = self.release.push or self.output_dir or "dataset"
+        return self.release.name or own.rstrip("/").rpartition("/")[2]
 
 
 def plan(job: Job) -> list[Stage]:

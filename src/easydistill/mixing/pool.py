@@ -89,10 +89,16 @@ class Pool:
             DataError: two rows with one id differ, and that is to be refused.
         """
         self._taken = _Taken(self._ids)
-        # In the rows' order, so that what is renamed does not depend on hashes.
-        members = sorted(number for group in _equal(self._ids) for number in group)
+        # In the order of their first rows, so that what is renamed does not depend on hashes.
+        for group in sorted(_equal(self._ids)):
+            self._settle_equal(group, clashes, stage)
+        for name in self.names:
+            self.told[name].available = len(self.numbers(name))
+
+    def _settle_equal(self, group: Sequence[int], clashes: Clashes, stage: str) -> None:
+        """Settle rows whose ids have one hash."""
         chats: dict[str, dict[str, int]] = {}
-        for number in members:
+        for number in group:
             row = self._rows[number]
             same = chats.setdefault(row.id, {})
             text = hashlib.sha256(_chat_text(row).encode("utf-8", "surrogatepass")).hexdigest()
@@ -102,8 +108,6 @@ class Pool:
             if same:
                 self._clash(number, row, next(iter(same.values())), clashes, stage)
             same[text] = number
-        for name in self.names:
-            self.told[name].available = len(self.numbers(name))
 
     def _clash(self, number: int, row: Sample, first: int, clashes: Clashes, stage: str) -> None:
         name, other = self.names[self._input[number]], self.names[self._input[first]]

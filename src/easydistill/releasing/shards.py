@@ -15,6 +15,7 @@ from typing import Any
 
 from easydistill.data.records import Sample
 from easydistill.data.tables import IMAGES
+from easydistill.errors import DataError
 from easydistill.releasing.layouts import Layout
 
 _GROUP = 16 << 20
@@ -57,14 +58,21 @@ def write_splits(
 
     Returns:
         The files of each split, in order.
+
+    Raises:
+        DataError: a column's values have no common type, not even as JSON.
     """
     layout.fit(list(splits.values()))
+    loosened: set[str] = set()
     while True:
         shutil.rmtree(folder, ignore_errors=True)
         writer = _Writer(folder, layout, shard_bytes, stop)
         try:
             return {name: writer.split(name, samples) for name, samples in splits.items()}
         except _Unsteady as problem:
+            if loosened.issuperset(problem.columns):
+                raise DataError(f"no type holds all values of the column {problem}") from None
+            loosened.update(problem.columns)
             for column in problem.columns:
                 layout.loosen(column)
 

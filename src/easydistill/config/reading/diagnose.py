@@ -86,6 +86,10 @@ def explain(
             issues.add(document, *errors.describe(group), path)
 
 
+_KEY = "[key]"
+"""Where pydantic finds a mistake in the key of a mapping, and not in its value."""
+
+
 @dataclass(frozen=True)
 class _Errors:
     """Finds words for the errors of a config; the fields are arguments of `explain`."""
@@ -95,7 +99,10 @@ class _Errors:
     other_jobs: Mapping[str, type[BaseModel]]
 
     def at_tag(self, place: Place, details: Any) -> Place:
-        """The key that names an unknown member of a union; pydantic reports the section that holds it."""
+        """The key that names an unknown member of a union; pydantic reports the section that holds it. Of a key that is
+        wrong itself, pydantic reports a part of it."""
+        if place.path[-1:] == (_KEY,):
+            return replace(place, path=place.path[:-1])
         if details["type"] != "union_tag_invalid":
             return place
         section, tag = self.document.at(place.path), details["ctx"]["tag"]
@@ -107,8 +114,12 @@ class _Errors:
         """Problem and hint for everything that pydantic reports about one place."""
         place, details = group[0]
         kind, context = details["type"], details.get("ctx") or {}
-        value = self.document.at(place.path)
+        value = self.document.at(place.path) if details["loc"][-1:] != (_KEY,) else place.path[-1]
         shown = show(value, place.path)
+        if kind == "string_pattern_mismatch" and details["loc"][-1:] == (_KEY,):
+            return f"{shown} cannot be a name here", "begin with a letter or digit; use letters, digits, _ and -"
+        if kind == "string_pattern_mismatch" and str(value).strip():
+            return f"{shown} does not have the form that is needed here", _description(place)
         if _is_of_no_type(group):
             return _not_any(place, value, shown)
         if kind == "extra_forbidden":

@@ -10,6 +10,7 @@ of some problem belongs to the chains, and so do those that are always about an 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -47,7 +48,7 @@ class OmniThought:
         both = next((name for name in sample.meta if name in _OWN), None)
         if both is not None:
             return f"it has a field {both!r} of its own, which is a column of the schema"
-        return single_turn_problem(sample, "omnithought", system=False)
+        return single_turn_problem(sample, "omnithought", system=False) or _chain_problem(sample)
 
     def fit(self, parts: Sequence[Sequence[Sample]]) -> None:
         for part in parts:
@@ -67,7 +68,7 @@ class OmniThought:
 
     def rows(self, samples: Sequence[Sample]) -> Iterator[dict[str, Any]]:
         ids = IdAssigner()
-        for group in _groups(samples):
+        for group in map(_in_order, _groups(samples)):
             fields = _fields(group[0])
             own = {name: value for name, value in fields.items() if name not in self._of_chains}
             yield {
@@ -90,10 +91,9 @@ class OmniThought:
 
     def _rating(self, sample: Sample, theirs: str, ours: str) -> dict[str, Any] | None:
         """A score with who gave it: the row's judge as long as the score is the one that it brought."""
-        level = sample.meta.get(ours)
-        if isinstance(level, bool) or not isinstance(level, int | float):
+        level, before = _level(sample, theirs, ours), sample.meta.get(theirs)
+        if level is None:
             return None
-        before = sample.meta.get(theirs)
         kept = isinstance(before, dict) and before.get("level") == level
         self._whole = self._whole and level == int(level)
         return {"judge": before.get("judge") if kept and isinstance(before, dict) else self._judge, "level": level}
@@ -139,6 +139,51 @@ def _chains(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _fields(sample: Sample) -> dict[str, Any]:
     """A row's fields but for its scores, which have a spelling of their own."""
     return {name: value for name, value in written_meta(sample).items() if name not in {RV, CD, *_RATED}}
+
+
+def _chain_problem(sample: Sample) -> str | None:
+    """Why a chain's columns cannot hold what is known of it; None if they can."""
+    model = sample.meta.get("model") or sample.meta.get("teacher")
+    if model is not None and not isinstance(model, str):
+        return f"its model is {model!r:.60}, which is no text"
+    for theirs, ours in _RATED.items():
+        level, before = _level(sample, theirs, ours), sample.meta.get(theirs)
+        if level is not None and not _is_number(level):
+            return f"its {ours} is {level!r:.60}, which is no number"
+        replaced = isinstance(before, dict) and before.get("level") != level
+        if before is not None and not replaced and not _is_rating(before):
+            return f"its {theirs} is {before!s:.60}, and not a judge's name and a level"
+    if "</think>" in sample.messages[-1].get("reasoning_content", ""):
+        return "its thoughts hold the mark </think>, at which they would end"
+    return None
+
+
+def _level(sample: Sample, theirs: str, ours: str) -> Any:
+    """A row's score: its own, or else the one that it was published with."""
+    own, before = sample.meta.get(ours), sample.meta.get(theirs)
+    return before.get("level") if own is None and isinstance(before, dict) else own
+
+
+def _is_rating(value: Any) -> bool:
+    """Whether a published score has a judge and a level alone."""
+    if not isinstance(value, dict) or not isinstance(value.get("judge"), str | None):
+        return False
+    return all(item is None for name, item in value.items() if name not in {"judge", "level"})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_NUMBERED = re.compile(r"(.*)-(\d+)", re.DOTALL)
+
+
+def _in_order(group: list[Sample]) -> list[Sample]:
+    """Chains by the numbers of their ids, so that they get these again when they are read; else as they are."""
+    found = [_NUMBERED.fullmatch(sample.id) for sample in group]
+    if len({match and match[1] for match in found}) > 1:
+        return group
+    return sorted(group, key=lambda sample: int(sample.id.rpartition("-")[2])) if found[0] else group
 
 
 def _id_of(group: Sequence[Sample]) -> str:
