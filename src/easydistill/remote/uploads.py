@@ -81,7 +81,7 @@ class Uploads:
 
         def one(path: str) -> str | None:
             (part,) = wanted.put[path]
-            copied = part.length >= _COPIED and self._copied(having.get(part.sha256), path)
+            copied = part.length >= _COPIED and self._copied(having.get(part.sha256), path, part.length)
             if not copied:
                 with contextlib.suppress(FileNotFoundError):
                     self._attempt(lambda: self._store.put_file(path, self._directory / path))
@@ -93,11 +93,11 @@ class Uploads:
             del wanted.put[path]
         wanted.unsettled |= changed
 
-    def _copied(self, source: str | None, target: str) -> bool:
+    def _copied(self, source: str | None, target: str, size: int) -> bool:
         if source is None:
             return False
         try:
-            self._attempt(lambda: self._store.copy(source, target))
+            self._attempt(lambda: self._store.copy(source, target, size))
         except Absent:
             return False
         return True
