@@ -96,9 +96,9 @@ def render(spec: JobSpec, config: TargetConfig) -> Document:
         task["volumes"] = volumes
     task["run"] = script(spec, _rank(spec))
     notes = []
-    if not spec.run_mount.source.startswith("volume:"):
+    if spec.run_source and not spec.run_source.startswith("volume:"):
         notes.append(
-            f"the run directory is on {spec.run_mount.source}: what is written goes there with a delay, so a machine "
+            f"the run directory is on {spec.run_source}: what is written goes there with a delay, so a machine "
             "that is taken away may lose its last minutes, and replies in them are asked for again; a volume does not"
         )
     return Document(to_yaml([task]), ".yaml", notes)
