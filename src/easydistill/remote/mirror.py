@@ -100,7 +100,7 @@ class Mirror:
         self._tails: dict[str, Tail] = {}
         self._gone: set[str] = set()
         self._commits = threading.RLock()
-        """Held by who makes a commit; guards the state and the tails."""
+        """Held by who makes a commit; guards the state and the tails, but for new ones."""
         self._closed = threading.Event()
         self._threads = [
             self._thread(name, work, settings.send_seconds, self._closed)
@@ -214,9 +214,8 @@ class Mirror:
         if not path.absolute().is_relative_to(self._directory):
             return
         name = path.absolute().relative_to(self._directory).as_posix()
-        if name not in self._tails:
-            with self._commits:
-                self._tails.setdefault(name, Tail())
+        # Without the lock of the commits: while the store fails, the run is not to wait for it.
+        self._tails.setdefault(name, Tail())
         if self._settings.each_reply:
             if self.problem is None:
                 self._guarded(lambda: self._send_tails([name]))
@@ -311,8 +310,8 @@ class Mirror:
             self._commit(Change())
             files = dict(self._state.files)
             for path, parts in after.files.items():
-                now, old = files.get(path, ()), before.files[path]
-                if now[: len(old)] == old:
+                now, old = files.get(path), before.files[path]
+                if now is not None and now[: len(old)] == old:
                     files[path] = (*parts, *now[len(old) :])
             self._state = State(self._state.number, self._state.digest, files, after.since, self._owner)
         kept = {part.key for parts in self._state.files.values() for part in parts} | {snapshot_key(after.since)}

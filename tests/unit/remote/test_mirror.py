@@ -175,6 +175,45 @@ def test_a_marker_waits_for_what_it_covers(tmp_path: Path) -> None:
     kill(mirror)
 
 
+def test_a_checkpoint_that_is_removed_while_it_is_sent_does_not_end_the_run(tmp_path: Path) -> None:
+    run = Run(tmp_path / "work")
+    folder = "stages/2-train/checkpoints/checkpoint-3"
+
+    def rotate(operation: str, where: str) -> None:
+        if operation == "put" and folder in where:
+            shutil.rmtree(run.folder / folder, ignore_errors=True)
+
+    with run.mirrored():
+        FaultyFileSystem.fault = staticmethod(rotate)
+        for number in range(4):
+            run.write(f"{folder}/model-{number}.safetensors", "weights")
+        run.write(f"{folder}/whole.json", "{}")
+        run.write("stages/2-train/loss.json", "{}")
+    assert not run.stop.requested
+    files = read_state(Store(URL, {})).files
+    assert "stages/2-train/loss.json" in files and not any(path.startswith(folder) for path in files)
+
+
+def test_a_new_journal_does_not_wait_for_a_store_that_fails(tmp_path: Path) -> None:
+    run, failing = Run(tmp_path / "work"), threading.Event()
+
+    def fail(operation: str, where: str) -> None:
+        if LOG in where and operation == "put" and not over.is_set():
+            failing.set()
+            raise OSError("503 SlowDown")
+
+    over = threading.Event()
+    with run.mirrored(), run.journal() as journal:
+        FaultyFileSystem.fault = staticmethod(fail)
+        journal.append({"key": "1"})
+        assert failing.wait(10)
+        with Journal(run.folder / "stages/2-judge/journal.jsonl") as second:
+            second.append({"key": "2"})
+        assert sum("works again" in line for line in run.said) == 0
+        over.set()
+    assert "stages/2-judge/journal.jsonl" in read_state(Store(URL, {})).files
+
+
 def test_a_replaced_file_is_never_there_with_other_bytes(tmp_path: Path) -> None:
     """Whatever the moment, what the store holds can be fetched, and is what was written at some time."""
     run = Run(tmp_path / "work", send_seconds=1000)
