@@ -11,7 +11,7 @@ from tests.support.clouds import JOBS, settings, write
 from tests.support.configs import changed
 
 from easydistill.cli import main
-from easydistill.cloud.kubectl import _only_moved
+from easydistill.cloud.kubectl import _only_moved, _unpack
 from easydistill.cloud.settings import Mount, looks_secret
 from easydistill.cloud.spec import JobSpec, script
 from easydistill.cloud.targets import kubernetes, pai_dlc
@@ -282,6 +282,14 @@ def test_nested_mounts() -> None:
 )
 def test_what_looks_like_a_secret(text: str, expected: bool) -> None:
     assert looks_secret(text) == expected
+
+
+def test_a_copy_whose_tool_complains_at_length_does_not_stand_still(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/report.html").write_text("made")
+    complain = "yes 'tar: ./log.txt: file changed as we read it' | head -n 20000 >&2; tar -cf - -C"
+    _unpack(["sh", "-c", f"{complain} {tmp_path}/run ."], tmp_path / "here")
+    assert (tmp_path / "here/report.html").read_text() == "made"
 
 
 def test_a_run_that_goes_on_while_it_is_fetched() -> None:

@@ -22,7 +22,7 @@ from easydistill.cloud import tools
 from easydistill.cloud.manifests import to_yaml
 from easydistill.cloud.settings import Mount, TargetConfig
 from easydistill.cloud.spec import JobSpec, script
-from easydistill.cloud.target import Client, Document, State
+from easydistill.cloud.target import Client, Document, NotKnown, State
 from easydistill.config.base import NonEmptyStr, PositiveInt, Unfit
 from easydistill.errors import EXIT_INTERRUPTED, CloudError
 
@@ -160,9 +160,13 @@ class SkyClient:
             file.write_text(document.text, encoding="utf-8")
             given = [part for name in sorted(spec.secrets) for part in ("--secret", name)]
             self._sky("jobs", "launch", "--yes", "--detach-run", *given, str(file), timeout=_SUBMIT_SECONDS)
-        found = self.find(spec.name)
+        # The job is sent: what fails from here on must not make it forgotten.
+        try:
+            found = self.find(spec.name)
+        except CloudError as error:
+            raise NotKnown(f"sky has taken {spec.name}, and does not tell its id: {error}") from error
         if found is None:
-            raise CloudError(f"sky has taken the job, and does not list {spec.name}\n    → look at `sky jobs queue`")
+            raise NotKnown(f"sky has taken the job, and does not list {spec.name}\n    → look at `sky jobs queue`")
         return found
 
     def _jobs(self) -> list[dict[str, Any]]:
