@@ -80,7 +80,7 @@ def torture(
 def _await(process: subprocess.Popen[str], moment: Moment, store: Store, server: Running) -> bool:
     """Wait for a moment; False if the command has ended before."""
     asks_store = moment.commits or moment.labelled
-    requests, commits = _asked(server), _state(store).number
+    requests, commits = _asked(server), _state(store).number if asks_store else 0
     while process.poll() is None:
         # The store's server is slow, so it is asked last, and only if that matters.
         if _asked(server) >= requests + moment.requests and (not asks_store or _is_far(_state(store), moment, commits)):
