@@ -167,7 +167,7 @@ def fetch(remote: str, local: str | Path, *, options: Mapping[str, Any] | None =
         options: as `storage.options`.
 
     Raises:
-        DataError: no run is there, or its objects are damaged.
+        DataError: no run is there, its objects are damaged, or the directory has files of its own.
         StoreError: the store cannot be read.
     """
     from easydistill.remote.fetch import fetch as fetch_run

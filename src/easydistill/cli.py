@@ -9,14 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from easydistill import __version__
-from easydistill.cloud.commands import NAMES, add_commands, run_command
+from easydistill.cloud.commands import NAMES, run_command
+from easydistill.command_line import parser, with_command
 from easydistill.errors import EXIT_FAILED, EXIT_OK, EasyDistillError, Interrupted
 
 if TYPE_CHECKING:
@@ -24,169 +23,15 @@ if TYPE_CHECKING:
     from easydistill.doctor.finding import Finding
     from easydistill.engine.stage import Estimate, Previewed
 
-COMMANDS = (
-    "run",
-    "retry",
-    "validate",
-    "plan",
-    "preview",
-    "init",
-    "recipes",
-    "migrate",
-    "schema",
-    "report",
-    "compare",
-    "doctor",
-    "signals",
-    "serve",
-    *NAMES,
-)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="easydistill",
-        description="Distil large language models: one config from teacher to trained student, data and report.",
-        epilog="`easydistill -config=kd.json` is the same as `easydistill run kd.json`.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"easydistill {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
-
-    def add(name: str, help: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=help, description=help, allow_abbrev=False)
-
-    def add_config(name: str, help: str) -> argparse.ArgumentParser:
-        command = add(name, help)
-        command.add_argument("config", nargs="?", help="config file (.json, .jsonc, .yaml, .toml), or recipe:NAME")
-        command.add_argument("-config", "--config", dest="config_option", metavar="FILE", help="the same, as an option")
-        words = "override a value, e.g. training.learning_rate=1e-5 (repeatable)"
-        command.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides", help=words)
-        return command
-
-    run = add_config("run", "run a job, resuming an earlier run of it")
-    retry = add_config("retry", "ask again for rejected rows, then run the job from there")
-    for command in (run, retry):
-        words = "which of several machines (launch.nodes) this is, from 0, unless a launcher says it"
-        command.add_argument("--node-rank", type=int, metavar="N", help=words)
-        command.add_argument("--quiet", action="store_true", help="show nothing but errors")
-    retry.add_argument(
-        "--only",
-        type=_names,
-        default=[],
-        metavar="REASONS",
-        help="comma-separated reasons as in rejected.jsonl, e.g. rate_limit,parse; default: where it may help",
-    )
-    add_config("validate", "check a config and list every error; needs no network and no models")
-    plan = add_config("plan", "show what a run would do, and what is already done")
-    plan.add_argument("--json", action="store_true", help="as JSON")
-    preview = add_config("preview", "show the first rows and prompts as they would be sent, without asking a model")
-    preview.add_argument("-n", "--rows", type=_count, default=5, metavar="N", help="how many rows (default 5)")
-    preview.add_argument("--json", action="store_true", help="as JSON Lines")
-    init = add("init", "print a commented starting config, or copy a recipe")
-    init.add_argument("job_type", nargs="?", help="which job, e.g. black_box_kd_local")
-    init.add_argument("--recipe", metavar="NAME", help="copy a recipe's config, data and README into a folder instead")
-    init.add_argument("--small", action="store_true", help="with --recipe: the one that runs on two cores")
-    words = "write it to a file instead; with --recipe: the folder (default: the recipe's name)"
-    init.add_argument("-o", "--output", metavar="FILE", help=words)
-    recipes = add("recipes", "list the recipes: whole pipelines with published settings")
-    recipes.add_argument("--json", action="store_true", help="as JSON")
-    migrate = add("migrate", "translate a config of EasyDistill 1 or 2, and list what is named or works differently")
-    migrate.add_argument("old", help="the old config")
-    migrate.add_argument("-o", "--output", metavar="FILE", help="write it to a file instead (- for the screen)")
-    add("schema", "print the JSON Schema of all configs, for editor completion")
-    report = add("report", "rebuild report.html and report.md from the files of a run")
-    report.add_argument("run_directory", help="a directory, or a place in an object store")
-    compare = add("compare", "set runs side by side on one page: settings, losses, metrics, cost, answers")
-    compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories, two or more")
-    compare.add_argument("-o", "--output", default="compare.html", metavar="FILE", help="default compare.html")
-    doctor = add("doctor", "check this machine in a minute: what is installed, how fast it is, what to expect of it")
-    doctor.add_argument("--quick", action="store_true", help="measure nothing, only look")
-    doctor.add_argument("--json", action="store_true", help="as JSON")
-    _add_actions(add("signals", "inspect a store of teacher signals, or verify it with the teacher"))
-    _add_serving(add("serve", "put a trained student, or any model, behind OpenAI's protocol"))
-    add_commands(add, add_config)
-    return parser
-
-
-def _add_serving(serve: argparse.ArgumentParser) -> None:
-    serve.usage = "easydistill serve MODEL [options] [-- ARGUMENTS OF VLLM'S SERVER]"
-    serve.add_argument("model", help="a student's folder, a run directory, a hub id, a .gguf file, pkg://package/file")
-    words = "what runs it; auto: vLLM if it is installed, else transformers (default auto)"
-    serve.add_argument("--backend", choices=("auto", "transformers", "vllm"), default="auto", help=words)
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1)")
-    serve.add_argument("--port", type=_port, default=8000, help="default 8000")
-    serve.add_argument("--served-name", metavar="NAME", help="the model's name in requests (default: MODEL as given)")
-    words = "the environment variable with the key that clients must send (default: none is asked for)"
-    serve.add_argument("--api-key-env", metavar="NAME", help=words)
-    serve.add_argument("--template", metavar="FILE", help="a chat template (Jinja) in place of the model's own")
-    words = "numbers of the weights (default auto)"
-    serve.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help=words)
-    serve.add_argument("--max-model-len", type=_count, metavar="N", help="longest prompt plus answer, in tokens")
-    words = "answers written at once (default: 32, or as vLLM has it)"
-    serve.add_argument("--max-concurrency", type=_count, metavar="N", help=words)
-    serve.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the weights")
-
-
-def _add_actions(signals: argparse.ArgumentParser) -> None:
-    actions = signals.add_subparsers(dest="action", metavar="action", required=True)
-    for name, help in (
-        ("inspect", "show its contents and the settings that produced them, as JSON"),
-        ("verify", "score random tokens again with the live teacher and compare"),
-    ):
-        action = actions.add_parser(name, help=help, description=help, allow_abbrev=False)
-        action.add_argument("directory", help="a store, e.g. runs/kd/stages/2-score/signals")
-    action.add_argument("--tokens", type=int, default=2000, help="score at least this many tokens (default 2000)")
-    action.add_argument("--tolerance", type=float, metavar="NATS", help="largest difference of a log-probability")
-    action.add_argument("--seed", type=int, default=0, help="seed for choosing the rows")
-    action.add_argument("--teacher", metavar="MODEL", help="the teacher's new location, if it has moved")
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
-
-
-def _port(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 65536:
-        raise ValueError(text)
-    return value
-
-
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise ValueError(text)
-    return names
-
-
-def _with_command(arguments: list[str]) -> list[str]:
-    """Put `run` before bare arguments: `-config=kd.json`, `--config kd.json`, `kd.json`."""
-    if "LOCAL_RANK" in os.environ:
-        # DeepSpeed's launcher says it twice.
-        arguments = [given for given in arguments if not re.fullmatch(r"--local[-_]rank=\d+", given)]
-    if not arguments:
-        return ["--help"]
-    first = arguments[0]
-    if first in COMMANDS or first in {"-h", "--help", "--version"}:
-        return arguments
-    is_option = first.split("=")[0] in {"-config", "--config", "--set", "--quiet", "--node-rank"}
-    is_file = not first.startswith("-") and Path(first).suffix in {".json", ".jsonc", ".yaml", ".yml", ".toml"}
-    is_file |= first.startswith("recipe:")
-    return ["run", *arguments] if is_option or is_file else arguments
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    given, behind = _with_command(list(sys.argv[1:] if argv is None else argv)), list[str]()
+    given, behind = with_command(list(sys.argv[1:] if argv is None else argv)), list[str]()
     if given[0] == "serve" and "--" in given:
         # What is behind it is another program's; argparse would only say that it does not know it.
         at = given.index("--")
         given, behind = given[:at], given[at + 1 :]
-    arguments = _parser().parse_args(given)
+    arguments = parser().parse_args(given)
     arguments.behind = behind
     try:
         return int(_DISPATCH[arguments.command](arguments))

@@ -85,12 +85,13 @@ def faulty_s3(folder: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any], Fa
 @pytest.mark.parametrize("each_reply", [True, False], ids=["each-reply", "every-second"])
 def test_ten_kills_of_a_label_job_behind_a_faulty_network(each_reply: bool, server: Running, tmp_path: Path) -> None:
     pytest.importorskip("s3fs")
-    prompts = [f"{tmp_path.name} question {n}" for n in range(400)]
+    # A machine that is slow at killing must not find the job done.
+    prompts = [f"{tmp_path.name} question {n}" for n in range(360)]
     url = f"s3://{BUCKET}/runs/label"
     with faulty_s3(tmp_path) as (bad, good, way):
         job = kept(label_job(tmp_path, server, prompts), url, tmp_path, bad, each_reply=each_reply, send_seconds=1)
         generator = random.Random(1)
-        kills = [Moment(generator.randint(1, 60), seconds=generator.random() / 2) for _ in range(10)]
+        kills = [Moment(generator.randint(1, 20), seconds=generator.random() / 2) for _ in range(10)]
         found = torture(write_config(tmp_path, job), url, good, server, kills)
         fetched = fetch(url, tmp_path / "fetched", options=good)
     again = repeated(server, prompts)

@@ -106,6 +106,22 @@ def test_refused(sky: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert not list(Path("runs/One GPU/submissions").iterdir())
 
 
+def test_a_job_that_sky_has_taken_is_not_forgotten(
+    sky: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The queue cannot be read just after the job was sent: a second `submit` would make a second job."""
+    program = sky / "sky"
+    whole = program.read_text()
+    program.write_text(whole.replace('elif verb == "queue":', 'elif verb == "queue":\n    sys.exit("no connection")'))
+    assert submit(tmp_path, "one_gpu") == 1
+    assert "sky has taken one-gpu-1, and does not tell its id" in capsys.readouterr().err
+    program.write_text(whole)
+    assert main(["status", "runs/One GPU"]) == 0
+    assert "waiting (STARTING)" in capsys.readouterr().out
+    assert submit(tmp_path, "one_gpu") == 1
+    assert "wait for its end, or" in capsys.readouterr().err
+
+
 def test_no_sky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))

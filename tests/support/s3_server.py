@@ -119,19 +119,27 @@ class FaultyWay:
             limit = self._random.randrange(200, 20_000) if fault == "cut" else 1 << 40
             with contextlib.closing(back):
                 await asyncio.wait(
-                    [asyncio.create_task(_requests(reader, back)), asyncio.create_task(_copy(there, writer, limit))],
+                    [
+                        asyncio.create_task(_requests(reader, writer, back)),
+                        asyncio.create_task(_copy(there, writer, limit)),
+                    ],
                     return_when=asyncio.FIRST_COMPLETED,
                 )
 
 
-async def _requests(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _requests(reader: asyncio.StreamReader, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
     """Pass on whole requests only: moto keeps the beginning of a cut one as the object, which no store does."""
     with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
+            if expects := re.search(rb"(?i)\r\nexpect: *100-continue", head):
+                # The client sends the body only once it is told to.
+                head = head[: expects.start()] + head[expects.end() :]
+                client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                await client.drain()
             found = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
-            writer.write(head + await reader.readexactly(int(found[1]) if found else 0))
-            await writer.drain()
+            server.write(head + await reader.readexactly(int(found[1]) if found else 0))
+            await server.drain()
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit: int) -> None:

@@ -1,7 +1,8 @@
 """`fetch`: the files of a run that took place elsewhere, copied into the run directory of this machine.
 
 Where they are is where the job's storage is: a folder that this machine sees too (`local` of a mount), a volume of a
-cluster, or a bucket, which its own tool copies. Checkpoints stay behind unless they are asked for.
+cluster, a bucket that was mounted, which its own tool copies, or a store in which the run was kept. Checkpoints stay
+behind unless they are asked for.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from easydistill.cloud.manifests import KubernetesSettings
 from easydistill.cloud.prepare import local_path
 from easydistill.cloud.records import FOLDER, Submission, chosen
 from easydistill.cloud.settings import Mount, TargetConfig
-from easydistill.engine.run_directory import RunDirectory
+from easydistill.config.location import is_remote
+from easydistill.engine.copies import MARK, copying
 from easydistill.errors import CloudError
 
 CHECKPOINTS = "checkpoint-*"
-_ALWAYS_LEFT = (FOLDER, ".lock")
+_ALWAYS_LEFT = (FOLDER, ".lock", MARK)
 _HOURS = 6 * 3600.0
 _BUCKET_TOOLS = {
     "oss://": ("ossutil", "install ossutil, and configure it"),
@@ -32,7 +34,7 @@ _BUCKET_TOOLS = {
 
 
 def fetch(directory: Path, number: int | None = None, *, checkpoints: bool = False) -> Submission:
-    """Copy the run's files here. Files of the same name are replaced; none is removed.
+    """Copy the run's files here. Files that were fetched before are replaced; none is removed.
 
     Args:
         directory: the run directory from which the job was submitted.
@@ -41,17 +43,30 @@ def fetch(directory: Path, number: int | None = None, *, checkpoints: bool = Fal
 
     Raises:
         CloudError: the storage cannot be reached from here.
+        DataError: a run took place here, or fetched files have been changed here.
         RunDirectoryBusy: a job is running here in the same directory.
     """
     submission = chosen(directory, number)
     settings = submission.typed_settings()
+    left = (*_ALWAYS_LEFT, *(() if checkpoints else (CHECKPOINTS,)))
+    if is_remote(submission.run_directory):
+        from easydistill.remote.fetch import fetch as fetch_from_store
+
+        fetch_from_store(
+            submission.run_directory,
+            directory,
+            options=submission.store,
+            wanted=lambda path: (
+                not any(fnmatch.fnmatch(part, left_out) for part in path.split("/") for left_out in left)
+            ),
+        )
+        return submission
     mount = settings.mount_of(submission.run_directory)
     assert mount is not None, "checked before it was submitted"
-    left = (*_ALWAYS_LEFT, *(() if checkpoints else (CHECKPOINTS,)))
     here = local_path(mount, submission.run_directory)
     if here is not None and here.resolve() == directory.resolve():
         raise CloudError(f"{directory} is the job's own run directory: there is nothing to copy")
-    with RunDirectory(directory).locked():
+    with copying(directory):
         if here is not None:
             _copy(here, directory, left)
         elif isinstance(settings, KubernetesSettings):

@@ -80,17 +80,17 @@ def submit(asked: Request) -> Submission:
     directory, spec = asked.prepared.run_directory, asked.prepared.spec
     _refuse_second(directory)
     _place_config(asked)
-    number = int(spec.name.rpartition("-")[2])
     record = Submission(
-        number=number,
+        number=asked.prepared.number,
         target=asked.target,
         name=spec.name,
         command=list(spec.command),
         run_directory=spec.run_directory,
         nodes=spec.nodes,
-        document=records.write_document(directory, number, asked.document.text, asked.document.suffix),
+        document=records.write_document(directory, asked.prepared.number, asked.document.text, asked.document.suffix),
         settings=asked.settings.recorded(),
         submitted=records.now(),
+        store=asked.prepared.store,
     )
     records.write_record(directory, record)
     try:

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -133,21 +134,24 @@ def copy_from_pod(kubectl: Kubectl, pod: dict[str, Any], folder: str, exclude: S
 
 
 def _unpack(command: list[str], target: Path) -> None:
-    try:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    except FileNotFoundError:
-        raise tools.missing(command[0], _INSTALL) from None
-    with process:
-        assert process.stdout is not None and process.stderr is not None
+    # What tar complains of goes to a file: a pipe that nobody reads meanwhile would stop it.
+    with tempfile.TemporaryFile() as errors:
         try:
-            with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
-                # The filter keeps an archive from writing outside of the folder.
-                archive.extractall(target, filter="data")
-            broken = ""
-        except (tarfile.TarError, OSError) as error:
-            broken = str(error)
-            process.kill()
-        said = process.stderr.read().decode(errors="replace")
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
+        except FileNotFoundError:
+            raise tools.missing(command[0], _INSTALL) from None
+        with process:
+            assert process.stdout is not None
+            try:
+                with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
+                    # The filter keeps an archive from writing outside of the folder.
+                    archive.extractall(target, filter="data")
+                broken = ""
+            except (tarfile.TarError, OSError) as error:
+                broken = str(error)
+                process.kill()
+        errors.seek(0)
+        said = errors.read().decode(errors="replace")
     if broken or (process.returncode and not _only_moved(said)):
         raise ToolFailed(command, said or broken, _HINTS)
 

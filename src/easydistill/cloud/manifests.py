@@ -105,9 +105,14 @@ def config_map(spec: JobSpec, settings: KubernetesSettings) -> list[dict[str, An
     ]
 
 
+def plain(text: str) -> str:
+    """A word of a command or a variable's value, in which Kubernetes would put a variable in the place of `$(NAME)`."""
+    return text.replace("$(", "$$(")
+
+
 def environment(spec: JobSpec) -> list[dict[str, Any]]:
     """Variables, those of secrets as references to them."""
-    found: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in sorted(spec.env.items())]
+    found: list[dict[str, Any]] = [{"name": name, "value": plain(value)} for name, value in sorted(spec.env.items())]
     for name, reference in sorted(spec.secrets.items()):
         secret, _, key = reference.partition("/")
         found.append({"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}})

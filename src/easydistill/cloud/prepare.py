@@ -16,10 +16,13 @@ from easydistill.cloud.settings import Mount, TargetConfig
 from easydistill.cloud.spec import CONFIG_FOLDER, JobSpec
 from easydistill.config.job import JobConfig
 from easydistill.config.reading import LoadedConfig
+from easydistill.config.reading.given import in_folder
 from easydistill.config.reading.syntax import read_file
+from easydistill.engine.secrets import credentials_named
 from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.jobs._row_paths import paths_of
-from easydistill.launch.place import place_of, sections_of
+from easydistill.launch.place import check_shared, place_of, sections_of
+from easydistill.recipes import PREFIX
 
 _LONGEST_NAME = 40
 """Targets add to it: the number of a submission, that of a machine."""
@@ -35,6 +38,10 @@ class Prepared:
     notes: tuple[str, ...]
     config: str
     """The config as JSON."""
+    number: int
+    """Which submission of the run it is."""
+    store: dict[str, Any] | None
+    """`storage.options` of a run that is kept in an object store."""
 
 
 def prepare(
@@ -49,6 +56,7 @@ def prepare(
     Raises:
         ConfigError: with what is wrong with the config, with the settings, or with both together.
     """
+    _refuse_recipe(str(config))
     source = read_file(config).plain()
     check_references(referred(source, overrides), settings)
     with environment_of_job(settings):
@@ -57,11 +65,12 @@ def prepare(
         api.check_row_paths(loaded.job)
     nodes = _nodes(loaded.job, settings)
     _check_processes(loaded.job, settings)
-    run_directory = _inside(settings, str(loaded.run_directory))
+    remote = loaded.job.remote
+    run_directory = remote or _inside(settings, str(loaded.run_directory))
     issues = _issues_of_places(loaded, settings, run_directory)
     if issues:
         raise ConfigError(issues)
-    text = json.dumps(loaded.source, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(_sent(loaded.source, config.parent, settings), indent=2, ensure_ascii=False) + "\n"
     file = f"{config.stem}.json"
     spec = JobSpec(
         name=f"{_slug(name or loaded.run_directory.name)}-{number}",
@@ -83,12 +92,36 @@ def prepare(
         max_seconds=None if settings.max_hours is None else round(settings.max_hours * 3600),
         port=settings.port,
     )
-    return Prepared(spec, _run_directory_here(loaded, settings), tuple(_notes(loaded, settings)), text)
+    here = _run_directory_here(loaded, settings)
+    store = None if remote is None else loaded.job.storage.options
+    return Prepared(spec, here, tuple(_notes(loaded, settings)), text, number, store)
+
+
+def _refuse_recipe(config: str) -> None:
+    """A recipe's rows are files of this machine's installation."""
+    if config.startswith(PREFIX):
+        name = config.removeprefix(PREFIX).partition(":")[0]
+        hint = f"easydistill init --recipe {name}, and submit the config in that folder"
+        raise ConfigError(ConfigIssue("command line", "config", "a recipe is not sent with its files", hint))
+
+
+def _sent(source: dict[str, Any], folder: Path, settings: TargetConfig) -> dict[str, Any]:
+    """A config as it is sent. A pipeline's `data` is relative to its file's folder, and the file is elsewhere there."""
+    data = source.get("data")
+    if source.get("job_type") != "pipeline" or not isinstance(data, dict):
+        return source
+    moved = dict(data)
+    for name, path in data.items():
+        if isinstance(path, str) and (placed := in_folder(path, folder)) != path:
+            moved[name] = _inside(settings, placed)
+    return {**source, "data": moved}
 
 
 def _run_directory_here(loaded: LoadedConfig, settings: TargetConfig) -> Path:
     """Where this machine keeps what it knows of the run. An absolute path of the config is one of the job's."""
     path = loaded.run_directory
+    if loaded.job.remote is not None:
+        return Path("runs") / PurePosixPath(loaded.job.remote).name
     if not path.is_absolute():
         return path
     return _local(settings, str(path)) or Path("runs") / path.name
@@ -109,7 +142,7 @@ def _nodes(job: JobConfig, settings: TargetConfig) -> int:
         if section.rendezvous is not None:
             problem = "it names a machine, and those of the job are not known before it runs"
             raise ConfigError(ConfigIssue("config", "launch.rendezvous", problem, "leave it out: the target says it"))
-    place_of(job, launcher_variables(nodes, settings.port) if nodes > 1 else {})
+    check_shared(job, place_of(job, launcher_variables(nodes, settings.port) if nodes > 1 else {}))
     return nodes
 
 
@@ -133,21 +166,44 @@ def _inside(settings: TargetConfig, path: str) -> str:
 
 
 def _issues_of_places(loaded: LoadedConfig, settings: TargetConfig, run_directory: str) -> list[ConfigIssue]:
-    mount = settings.mount_of(run_directory)
     where = str(loaded.path)
-    if mount is None:
-        problem = f"the run directory, {run_directory}, is on no mount: a job that is preempted would lose it"
-        hint = "set workdir to a folder on a mount, or output_dir to a path on one"
-        return [ConfigIssue(where, "output_dir", problem, hint)]
-    if mount.read_only:
-        problem = f"the run directory, {run_directory}, is on {mount.path}, which is mounted for reading"
-        return [ConfigIssue(where, "output_dir", problem, "remove read_only, or put it on another mount")]
-    found = []
+    if loaded.job.remote is None:
+        found = _issues_of_run_directory(settings, run_directory, where)
+    else:
+        found = _issues_of_working_directory(loaded.job, settings, where)
     for key, path in paths_of(loaded.job):
         local = _local(settings, _inside(settings, path))
         if local is not None and not any(mark in path for mark in "*?[") and not local.exists():
             found.append(ConfigIssue(where, key, f"{local}: nothing is there, where the job would look for it", ""))
     return found
+
+
+def _issues_of_run_directory(settings: TargetConfig, run_directory: str, where: str) -> list[ConfigIssue]:
+    mount = settings.mount_of(run_directory)
+    if mount is None:
+        problem = f"the run directory, {run_directory}, is on no mount: a job that is preempted would lose it"
+        hint = "set workdir to a folder on a mount, output_dir to a path on one, or output_dir to a place in a store"
+        return [ConfigIssue(where, "output_dir", problem, hint)]
+    if mount.read_only:
+        problem = f"the run directory, {run_directory}, is on {mount.path}, which is mounted for reading"
+        return [ConfigIssue(where, "output_dir", problem, "remove read_only, or put it on another mount")]
+    return []
+
+
+def _issues_of_working_directory(job: JobConfig, settings: TargetConfig, where: str) -> list[ConfigIssue]:
+    """Of a run in a store, whose machines share a directory if they are several."""
+    own = job.storage.working_directory
+    if own is None:
+        return []
+    path = _inside(settings, own)
+    mount = settings.mount_of(path)
+    if mount is not None and mount.read_only:
+        problem = f"{path} is on {mount.path}, which is mounted for reading"
+        return [ConfigIssue(where, "storage.working_directory", problem, "remove read_only, or name another")]
+    if mount is None and (settings.nodes or 1) > 1:
+        problem = f"{path} is on no mount, and each machine would have its own"
+        return [ConfigIssue(where, "storage.working_directory", problem, "name a folder on a mount")]
+    return []
 
 
 def _local(settings: TargetConfig, path: str) -> Path | None:
@@ -169,6 +225,8 @@ def _notes(loaded: LoadedConfig, settings: TargetConfig) -> list[str]:
         inside = _inside(settings, path)
         if settings.mount_of(inside) is None:
             found.append(f"{key}: {inside} is on no mount, so it has to be in the image")
+    if (remote := loaded.job.remote) is not None and not credentials_named({*settings.secrets, *settings.env}):
+        found.append(f"the run is kept in {remote}: the job's machines need a role that may write there, or secrets")
     config = settings.config_path
     if config is not None and _local(settings, config) is None:
         found.append(f"the job reads its config at {config}: put this one there")

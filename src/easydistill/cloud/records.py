@@ -29,7 +29,7 @@ class Submission:
     command: list[str]
     """What each machine runs."""
     run_directory: str
-    """On the job's machines."""
+    """On the job's machines, or in a store."""
     nodes: int
     document: str
     """File name of what was sent."""
@@ -40,6 +40,8 @@ class Submission:
     id: str | None = None
     """The target's; None while it is not known whether it has the job."""
     cancelled: str | None = None
+    store: dict[str, Any] | None = None
+    """`storage.options` of a run that is kept in an object store."""
 
     def typed_settings(self) -> TargetConfig:
         """The target's settings."""

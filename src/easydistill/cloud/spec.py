@@ -12,6 +12,7 @@ from easydistill.cloud.settings import Mount
 CONFIG_FOLDER = "/etc/easydistill"
 """Where the config is seen that a target sends along as a file."""
 _END = "EASYDISTILL_CONFIG_ENDS"
+"""Ends the config in a script."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class JobSpec:
     config_path: str
     """Where the command finds it."""
     run_directory: str
-    """Absolute, on the job's machines."""
+    """Absolute, on the job's machines; or the place in a store where the run is kept."""
     workdir: str
     image: str
     overrides: tuple[str, ...] = ()
@@ -51,12 +52,11 @@ class JobSpec:
         return ("easydistill", "run", self.config_path, *sets)
 
     @property
-    def run_mount(self) -> Mount:
-        """The mount of the run directory."""
+    def run_source(self) -> str:
+        """What is mounted where the run directory is; empty if the run is kept in a store."""
         place = PurePosixPath(self.run_directory)
-        return max(
-            (mount for mount in self.mounts if place.is_relative_to(mount.path)), key=lambda mount: len(mount.path)
-        )
+        found = [mount for mount in self.mounts if place.is_relative_to(mount.path)]
+        return max(found, key=lambda mount: len(mount.path)).source if found else ""
 
 
 def script(spec: JobSpec, before: tuple[str, ...] = ()) -> str:
@@ -67,12 +67,13 @@ def script(spec: JobSpec, before: tuple[str, ...] = ()) -> str:
     """
     lines = ["set -eu", *before, f"mkdir -p {shlex.quote(spec.workdir)}", f"cd {shlex.quote(spec.workdir)}"]
     if spec.config is not None:
-        folder = str(PurePosixPath(spec.config_path).parent)
-        assert _END not in spec.config
+        folder, end = str(PurePosixPath(spec.config_path).parent), _END
+        while end in spec.config:
+            end += "_"
         lines += [
             f"mkdir -p {shlex.quote(folder)}",
-            f"cat > {shlex.quote(spec.config_path)} <<'{_END}'",
+            f"cat > {shlex.quote(spec.config_path)} <<'{end}'",
             spec.config.rstrip("\n"),
-            _END,
+            end,
         ]
     return "\n".join([*lines, f"exec {shlex.join(spec.command)}", ""])

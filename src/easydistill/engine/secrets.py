@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, SecretStr
@@ -84,7 +84,12 @@ class Redactor:
 
 def credentials(environment: Mapping[str, str]) -> list[str]:
     """Values of an environment that give access to object stores."""
-    return [value for name, value in environment.items() if _CREDENTIAL.fullmatch(name)]
+    return [environment[name] for name in credentials_named(environment)]
+
+
+def credentials_named(names: Iterable[str]) -> list[str]:
+    """Those of some variables whose values give access to object stores."""
+    return [name for name in names if _CREDENTIAL.fullmatch(name)]
 
 
 def hide_secrets(value: Any) -> Any:

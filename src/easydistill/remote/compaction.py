@@ -6,6 +6,7 @@ of the next: a file of n pieces has at most FAN · log(n) parts, and each of its
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -78,10 +79,9 @@ def _bytes(store: Store, run: list[Part], path: Path, offset: int, attempt: Atte
     found = []
     for part in run:
         data = b""
-        if path.is_file():
-            with path.open("rb") as file:
-                file.seek(offset)
-                data = file.read(part.length)
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(part.length)
         if sha256(data) != part.sha256:
             read = (part.key, part.offset, part.offset + part.length)
             data = attempt(lambda read=read: store.read(*read))  # type: ignore[misc]

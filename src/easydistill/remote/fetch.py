@@ -8,14 +8,16 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from easydistill.config.location import checked_location, copy_directory
 from easydistill.data.files import read_json, write_json
+from easydistill.engine.copies import copying
 from easydistill.errors import DataError, StoreDamaged, StoreError
-from easydistill.remote.history import Parts, State, damaged, read_state, size_of
-from easydistill.remote.local import RECORD, UNSENT, hash_range, is_safe, scan
+from easydistill.remote.history import Parts, State, damaged, read_state, sha256, size_of
+from easydistill.remote.local import RECORD, UNSENT, hash_range, is_growing, is_safe, scan
 from easydistill.remote.store import Absent, Store
 
 WORKERS = 8
@@ -45,10 +47,12 @@ def fetch(
         wanted: whether a file, by its path inside the run, is wanted.
 
     Raises:
-        DataError: no run is there, or it is damaged.
+        DataError: no run is there, it is damaged, or files of the directory are not those that were fetched.
         StoreError: the store cannot be read.
+        RunDirectoryBusy: a command is at work in the directory.
     """
-    _fetch(remote, Path(local), options, wanted)
+    with copying(Path(local)):
+        _fetch(remote, Path(local), options, wanted)
     return Path(local)
 
 
@@ -156,7 +160,7 @@ def _bring(store: Store, parts: Parts, path: Path) -> None:
     made = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if len(parts) == 1 and parts[0].offset == 0 and not parts[0].key.startswith(".easydistill/log/"):
-            _read(parts[0].key, lambda: store.read_to(parts[0].key, made))
+            _read(parts[0].key, lambda: store.read_to(parts[0].key, made, parts[0].length))
         else:
             with made.open("wb") as file:
                 for part in parts:
@@ -202,9 +206,9 @@ class Record:
 def update(store: Store, state: State, directory: Path, owner: str, say: Callable[[str], None]) -> None:
     """Make a working directory go on from a state of the store, under a new owner.
 
-    A directory whose own command made the store's last commit is ahead of it or level with it, and stays. Any other is
-    brought up to date, as another machine has worked on the run since; replies in it that were never sent are put
-    aside.
+    A directory whose own command made the store's last commit is ahead of it or level with it, and stays, but for ends
+    of files that a crash has taken from the machine's disk and not from the store. Any other is brought up to date, as
+    another machine has worked on the run since; replies in it that were never sent are put aside.
 
     Raises:
         StoreError: the directory has files of something else.
@@ -220,6 +224,14 @@ def update(store: Store, state: State, directory: Path, owner: str, say: Callabl
             "    → set storage.working_directory to another directory, or move these files away"
         )
     if record is not None and record.whole and state.owner in record.owners:
+        behind = {
+            path: parts
+            for path, parts in state.files.items()
+            if is_growing(path) and path in local and _is_beginning(store, directory / path, parts)
+        }
+        if behind:
+            say(f"note: this machine has lost the ends of {', '.join(sorted(behind))}: fetching them from {store.url}")
+            bring(store, behind, directory)
         Record(store.url, [owner, state.owner]).write(directory)
         return
     unsent = [path for path in local if path.endswith("journal.jsonl")] if record is not None and record.whole else []
@@ -245,6 +257,24 @@ def _is_in(path: Path, parts: Parts) -> bool:
             return False
         left, offset = left - part.length, offset + part.length
     return left == 0
+
+
+def _is_beginning(store: Store, path: Path, parts: Parts) -> bool:
+    """Whether a file is shorter than what the store has of it, and nothing else."""
+    left, offset = path.stat().st_size, 0
+    if left >= size_of(parts):
+        return False
+    for part in parts:
+        length = min(left, part.length)
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(length)
+        if length < part.length:
+            return bool(data == _read(part.key, partial(store.read, part.key, part.offset, part.offset + length)))
+        if sha256(data) != part.sha256:
+            return False
+        left, offset = left - length, offset + length
+    return False
 
 
 def _put_aside(directory: Path, path: str, say: Callable[[str], None]) -> None:

@@ -13,9 +13,12 @@ SHA-256, so one that is missing, cut or changed is noticed.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from easydistill.errors import StoreDamaged
@@ -24,6 +27,8 @@ from easydistill.remote.store import Absent, Store
 FOLDER = ".easydistill"
 LOG, SNAPSHOTS, PARTS = f"{FOLDER}/log", f"{FOLDER}/snapshots", f"{FOLDER}/parts"
 FORMAT = 1
+_AT_ONCE = 8
+"""Commits that are read at the same time."""
 _HEAD = b"easydistill-run 1 "
 _THIS = ""
 """In a commit, the key of a part whose bytes the commit itself has."""
@@ -174,17 +179,36 @@ def read_state(store: Store) -> State:
     Raises:
         StoreDamaged: commits are missing or damaged.
     """
-    snapshots, log = _numbers(store.names(SNAPSHOTS)), _numbers(store.names(LOG))
+    while True:
+        snapshots, log = _numbers(store.names(SNAPSHOTS)), _numbers(store.names(LOG))
+        try:
+            return _state_of(store, snapshots, log)
+        except StoreDamaged:
+            # Whoever works on the run may have put its commits together while they were read.
+            if max(_numbers(store.names(SNAPSHOTS)), default=0) == max(snapshots, default=0):
+                raise
+
+
+def _state_of(store: Store, snapshots: Sequence[int], log: Iterable[int]) -> State:
     state = State()
     if snapshots:
         key = snapshot_key(max(snapshots))
         state = _decode_snapshot(_present(store, key), key)
-    for number in sorted(number for number in log if number > state.number):
-        if number != state.number + 1:
-            raise damaged(log_key(state.number + 1), "this commit is missing, and there are later ones")
-        key = log_key(number)
-        state = decode_commit(_present(store, key), key, state)
+    later = sorted(number for number in log if number > state.number)
+    for before, number in itertools.pairwise((state.number, *later)):
+        if number != before + 1:
+            raise damaged(log_key(before + 1), "this commit is missing, and there are later ones")
+    for key, data in _objects(store, [log_key(number) for number in later]):
+        state = decode_commit(data, key, state)
     return state
+
+
+def _objects(store: Store, keys: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """Objects in order, a few of which are read at the same time."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for start in range(0, len(keys), _AT_ONCE):
+            some = keys[start : start + _AT_ONCE]
+            yield from zip(some, pool.map(partial(_present, store), some), strict=True)
 
 
 def _present(store: Store, key: str) -> bytes:

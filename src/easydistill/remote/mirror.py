@@ -1,8 +1,8 @@
 """Carries a working directory to its store while the run works.
 
-One thread sends what files have grown by, every `send_seconds`, and gives signs of life; another one sends whole files,
-which may take long. Both end in commits, which are made one after another. At every moment the store is a state from
-which the run resumes:
+One thread sends what files have grown by, every `send_seconds`; another one sends whole files, which may take long; a
+third gives signs of life, from the first moment to the last. Commits are made one after another. At every moment the
+store is a state from which the run resumes:
 
 - a file is in a commit only once it is in the store completely;
 - a marker (`manifest.json` of a stage, `whole.json` of a checkpoint) is in a commit only with all that it covers;
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -101,16 +100,14 @@ class Mirror:
         self._tails: dict[str, Tail] = {}
         self._gone: set[str] = set()
         self._commits = threading.RLock()
-        """Held by who makes a commit; guards the state and the tails."""
+        """Held by who makes a commit; guards the state and the tails, but for new ones."""
         self._closed = threading.Event()
         self._threads = [
-            threading.Thread(target=self._repeat, args=(work, pause), daemon=True, name=f"mirror-{name}")
-            for name, work, pause in (
-                ("tails", self._send_tails_and_live, min(settings.send_seconds, settings.lock_seconds / BEATS)),
-                ("files", self._send_files, settings.send_seconds),
-            )
+            self._thread(name, work, settings.send_seconds, self._closed)
+            for name, work in (("tails", self._send_tails), ("files", self._send_files))
         ]
-        self._beat = self._sent = time.monotonic()
+        self._ended = threading.Event()
+        self._life = self._thread("life", self._live, settings.lock_seconds / BEATS, self._ended)
 
     @property
     def _owner(self) -> str:
@@ -126,6 +123,8 @@ class Mirror:
 
         self._remote_lock.acquire(first)
         try:
+            # What is fetched may take longer than a lock lasts.
+            self._life.start()
             self._state = first(lambda: read_state(self._store))
             self._patience.attempt(lambda: update(self._store, self._state, self._directory, self._owner, self._say))
             with self._commits:
@@ -135,6 +134,7 @@ class Mirror:
                 if is_growing(path):
                     self._tails[path] = Tail.resumed(self._directory / path, parts)
         except BaseException:
+            self._end_life()
             with contextlib.suppress(EasyDistillError):
                 self._remote_lock.release()
             raise
@@ -154,6 +154,9 @@ class Mirror:
             thread.join()
         if self.problem is None:
             self._guarded(self._finish)
+        self._end_life()
+        if self.problem is None:
+            self._guarded(lambda: self._patience.attempt(self._remote_lock.release))
         if self.problem is None:
             self._say(f"kept in {self._store.url} (working copy: {self._directory})")
 
@@ -164,13 +167,24 @@ class Mirror:
         self._compact()
         self._publish()
         self._sweep()
-        self._patience.attempt(self._remote_lock.release)
+
+    def _end_life(self) -> None:
+        """Before the lock is released, which a late sign of life would take again."""
+        self._ended.set()
+        if self._life.is_alive():
+            self._life.join()
 
     # --- threads ------------------------------------------------------------------------------------------------------
 
-    def _repeat(self, work: Callable[[], Any], pause: float) -> None:
-        while self.problem is None and not self._closed.wait(pause):
-            self._guarded(work)
+    def _thread(self, name: str, work: Callable[[], Any], pause: float, ended: threading.Event) -> threading.Thread:
+        def repeat() -> None:
+            while self.problem is None and not ended.wait(pause):
+                self._guarded(work)
+
+        return threading.Thread(target=repeat, daemon=True, name=f"mirror-{name}")
+
+    def _live(self) -> None:
+        self._patience.attempt(self._remote_lock.beat)
 
     def _guarded(self, work: Callable[[], Any]) -> None:
         """Do something; if it fails for good, end the run."""
@@ -200,9 +214,8 @@ class Mirror:
         if not path.absolute().is_relative_to(self._directory):
             return
         name = path.absolute().relative_to(self._directory).as_posix()
-        if name not in self._tails:
-            with self._commits:
-                self._tails.setdefault(name, Tail())
+        # Without the lock of the commits: while the store fails, the run is not to wait for it.
+        self._tails.setdefault(name, Tail())
         if self._settings.each_reply:
             if self.problem is None:
                 self._guarded(lambda: self._send_tails([name]))
@@ -218,15 +231,6 @@ class Mirror:
         except Exists:
             raise taken(self._store.url) from None
         self._state = self._state.after(change, data, self._owner)
-
-    def _send_tails_and_live(self) -> None:
-        now = time.monotonic()
-        if now - self._beat >= self._settings.lock_seconds / BEATS:
-            self._patience.attempt(self._remote_lock.beat)
-            self._beat = now
-        if now - self._sent >= self._settings.send_seconds * 0.9:
-            self._sent = now
-            self._send_tails()
 
     def _send_tails(self, only: Iterable[str] | None = None, *, final: bool = False) -> None:
         """Commit what files have grown by."""
@@ -306,8 +310,8 @@ class Mirror:
             self._commit(Change())
             files = dict(self._state.files)
             for path, parts in after.files.items():
-                now, old = files.get(path, ()), before.files[path]
-                if now[: len(old)] == old:
+                now, old = files.get(path), before.files[path]
+                if now is not None and now[: len(old)] == old:
                     files[path] = (*parts, *now[len(old) :])
             self._state = State(self._state.number, self._state.digest, files, after.since, self._owner)
         kept = {part.key for parts in self._state.files.values() for part in parts} | {snapshot_key(after.since)}

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from easydistill.engine.run_directory import LOGGER
 from easydistill.errors import StoreError
-from easydistill.remote.store import Absent, Trouble
+from easydistill.remote.store import Absent, Exists, Trouble
 
 T = TypeVar("T")
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
@@ -31,7 +31,8 @@ class Patience:
         self.seconds = seconds
         self._say, self._url, self._directory = say, url, directory
         self._lock = threading.Lock()
-        self._failing = False
+        self._failing = 0
+        """Calls that have failed and are being repeated."""
         self.hurry = threading.Event()
         """Set once nobody waits for the store any more."""
 
@@ -45,11 +46,15 @@ class Patience:
         Raises:
             StoreError: the store has failed for too long.
         """
-        started, pause = time.monotonic(), FIRST_PAUSE
+        started, pause, failed = time.monotonic(), FIRST_PAUSE, False
         while True:
             try:
                 result = call()
+            except Exists:
+                self._answered(failed)
+                raise
             except Absent as error:
+                self._answered(failed)
                 if not first:
                     raise
                 raise StoreError(f"{self._url}: {error}\n    → make the bucket first, or correct output_dir") from None
@@ -58,25 +63,40 @@ class Patience:
                 spent = time.monotonic() - started
                 if spent + pause > limit or self.hurry.is_set() or (first and error.denied):
                     raise self._given_up(error, spent) from error
-                self._tell(error)
+                self._tell(error, again=failed)
+                failed = True
                 self.hurry.wait(pause * random.uniform(0.7, 1.0))
                 pause = min(pause * 2, LONGEST_PAUSE)
             else:
-                self._tell(None)
+                self._answered(failed)
                 return result
 
-    def _tell(self, error: Trouble | None) -> None:
-        """Tell that the store has begun to fail, or works again; once each."""
+    def _tell(self, error: Trouble, *, again: bool) -> None:
+        """Tell that the store has begun to fail, once until everything works again."""
+        LOGGER.warning("%s fails: %s", self._url, error)
+        if again:
+            return
         with self._lock:
-            failing, self._failing = self._failing, error is not None
-        if error is not None:
-            LOGGER.warning("%s fails: %s", self._url, error)
-            if not failing:
-                self._say(
-                    f"warning: {self._url} fails: {error}\n"
-                    f"    → trying again for {self.seconds:.0f} s; the run goes on in {self._directory}"
-                )
-        elif failing:
+            self._failing += 1
+            is_news = self._failing == 1
+        if is_news:
+            self._say(
+                f"warning: {self._url} fails: {error}\n"
+                f"    → trying again for {self.seconds:.0f} s; the run goes on in {self._directory}"
+            )
+
+    def _answered(self, failed: bool) -> None:
+        """Tell that the store works again, once no call is being repeated.
+
+        Args:
+            failed: whether the call that was answered had failed before.
+        """
+        if not failed:
+            return
+        with self._lock:
+            self._failing -= 1
+            is_over = not self._failing
+        if is_over:
             LOGGER.info("%s works again", self._url)
             self._say(f"{self._url} works again")
 

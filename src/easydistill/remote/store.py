@@ -19,6 +19,11 @@ _S3 = frozenset({"s3", "s3a"})
 _OSS = frozenset({"oss"})
 _FORBID_OVERWRITE = {"x-oss-forbid-overwrite": "true"}
 """Alibaba Cloud's own header for a put that fails where the object exists."""
+ANSWER = 150.0
+"""Seconds in which a store answers. Timeouts of a provider's library do not cover all of a request: aiohttp waits
+without end for the `100 Continue` of a server that has gone."""
+_SLOWEST = 100_000
+"""Bytes a second that a transfer is given besides."""
 
 
 class Trouble(StoreError):
@@ -59,6 +64,7 @@ class Store:
         # fsspec's own, which most classes override, looks first and writes then.
         general = getattr(method, "__module__", "") in {"fsspec.spec", "fsspec.asyn"}
         self._knows_create = not general and "mode" in inspect.signature(method).parameters
+        self._takes_time = bool(getattr(self._fs, "async_impl", False))
 
     @property
     def is_exclusive(self) -> bool:
@@ -68,38 +74,48 @@ class Store:
     def _at(self, key: str) -> str:
         return f"{self._root}/{key}" if key else self._root
 
+    def _within(self, size: int = 0) -> dict[str, float]:
+        """What ends a call that gets no answer, for stores whose library can end one.
+
+        Args:
+            size: bytes that are carried.
+        """
+        return {"timeout": ANSWER + size / _SLOWEST} if self._takes_time else {}
+
     def read(self, key: str, start: int | None = None, end: int | None = None) -> bytes:
         """An object's bytes, or those from `start` to before `end`."""
         if start is not None and start == end:
             return b""
-        data = _translated(key, lambda: bytes(self._fs.cat_file(self._at(key), start=start, end=end)))
+        within = self._within(end - (start or 0) if end is not None else 0)
+        data = _translated(key, lambda: bytes(self._fs.cat_file(self._at(key), start=start, end=end, **within)))
         # ossfs takes the end of a range for the last byte of it.
         return data if start is None or end is None else data[: end - start]
 
-    def read_to(self, key: str, path: Path) -> None:
-        """Write an object to a file, piece by piece."""
-        _translated(key, lambda: self._fs.get_file(self._at(key), str(path)))
+    def read_to(self, key: str, path: Path, size: int) -> None:
+        """Write an object of `size` bytes to a file, piece by piece."""
+        _translated(key, lambda: self._fs.get_file(self._at(key), str(path), **self._within(size)))
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object, whether it exists or not."""
         if self._is_folder:
             self._write(key, lambda path: path.write_bytes(data))
         else:
-            _translated(key, lambda: self._fs.pipe_file(self._at(key), data))
+            _translated(key, lambda: self._fs.pipe_file(self._at(key), data, **self._within(len(data))))
 
     def put_file(self, key: str, path: Path) -> None:
         """Write an object from a file, in several requests if it is large; it appears when it is complete."""
         if self._is_folder:
             self._write(key, lambda made: shutil.copyfile(path, made))
         else:
-            _translated(key, lambda: self._fs.put_file(str(path), self._at(key)))
+            within = self._within(path.stat().st_size)
+            _translated(key, lambda: self._fs.put_file(str(path), self._at(key), **within))
 
-    def copy(self, source: str, target: str) -> None:
-        """Copy an object inside the store."""
+    def copy(self, source: str, target: str, size: int) -> None:
+        """Copy an object of `size` bytes inside the store."""
         if self._is_folder:
             self._write(target, lambda made: shutil.copyfile(self._at(source), made))
         else:
-            _translated(source, lambda: self._fs.cp_file(self._at(source), self._at(target)))
+            _translated(source, lambda: self._fs.cp_file(self._at(source), self._at(target), **self._within(size)))
 
     def create(self, key: str, data: bytes) -> None:
         """Write an object that must not exist. A repeated attempt whose answer got lost succeeds.
@@ -113,7 +129,11 @@ class Store:
             else:
                 _translated(key, lambda: self._create(self._at(key), data))
         except Exists:
-            found = self.read(key)
+            try:
+                found = self.read(key)
+            except Absent:
+                # Whoever had made it has removed it since.
+                raise Trouble(f"{key} was there, and is gone") from None
             if not data.startswith(found):
                 raise
             if len(found) < len(data):
@@ -121,26 +141,27 @@ class Store:
                 self.put(key, data)
 
     def _create(self, path: str, data: bytes) -> None:
+        within = self._within(len(data))
         if self._knows_create:
-            self._fs.pipe_file(path, data, mode="create")
+            self._fs.pipe_file(path, data, mode="create", **within)
         elif self._scheme in _OSS:
-            self._fs.pipe_file(path, data, headers=_FORBID_OVERWRITE)
-        elif self._fs.exists(path):
+            self._fs.pipe_file(path, data, headers=_FORBID_OVERWRITE, **within)
+        elif self._fs.exists(path, **within):
             raise FileExistsError(path)
         else:
-            self._fs.pipe_file(path, data)
+            self._fs.pipe_file(path, data, **within)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove objects; those that are not there do not matter."""
         for key in keys:
             with contextlib.suppress(Absent):
-                _translated(key, partial(self._fs.rm_file, self._at(key)))
+                _translated(key, partial(self._fs.rm_file, self._at(key), **self._within()))
 
     def names(self, folder: str) -> list[str]:
         """Keys of all objects under a folder, in order."""
         prefix = f"{self._root}/"
         try:
-            found = _translated(folder, lambda: self._fs.find(self._at(folder)))
+            found = _translated(folder, lambda: self._fs.find(self._at(folder), **self._within()))
         except Absent:
             return []
         return sorted(str(path).removeprefix(prefix) for path in found)
@@ -208,4 +229,5 @@ def _translated(key: str, call: Callable[[], T]) -> T:
         if "FileAlreadyExists" in str(error) or "PreconditionFailed" in str(error):
             raise Exists(f"{key} exists") from None
         denied = isinstance(error, PermissionError) or "Credential" in type(error).__name__
-        raise Trouble(f"{key}: {type(error).__name__}: {error}".strip()[:500], denied) from error
+        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise Trouble(f"{key}: {said}"[:500], denied) from error

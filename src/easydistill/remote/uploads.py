@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -81,10 +80,14 @@ class Uploads:
 
         def one(path: str) -> str | None:
             (part,) = wanted.put[path]
-            copied = part.length >= _COPIED and self._copied(having.get(part.sha256), path)
+            copied = part.length >= _COPIED and self._copied(having.get(part.sha256), path, part.length)
             if not copied:
-                with contextlib.suppress(FileNotFoundError):
+                try:
                     self._attempt(lambda: self._store.put_file(path, self._directory / path))
+                except (FileNotFoundError, Absent):
+                    # The run has removed it, as it does with old checkpoints; else it is the bucket that is gone.
+                    if (self._directory / path).exists():
+                        raise
             return None if seen(self._directory, path) == wanted.looks[path] else path
 
         with ThreadPoolExecutor(WORKERS) as pool:
@@ -93,11 +96,11 @@ class Uploads:
             del wanted.put[path]
         wanted.unsettled |= changed
 
-    def _copied(self, source: str | None, target: str) -> bool:
+    def _copied(self, source: str | None, target: str, size: int) -> bool:
         if source is None:
             return False
         try:
-            self._attempt(lambda: self._store.copy(source, target))
+            self._attempt(lambda: self._store.copy(source, target, size))
         except Absent:
             return False
         return True

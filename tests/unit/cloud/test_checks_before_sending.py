@@ -11,7 +11,7 @@ from tests.support.clouds import JOBS, settings, write
 from tests.support.configs import changed
 
 from easydistill.cli import main
-from easydistill.cloud.kubectl import _only_moved
+from easydistill.cloud.kubectl import _only_moved, _unpack
 from easydistill.cloud.settings import Mount, looks_secret
 from easydistill.cloud.spec import JobSpec, script
 from easydistill.cloud.targets import kubernetes, pai_dlc
@@ -130,6 +130,66 @@ def test_a_request_that_is_too_large(capsys: pytest.CaptureFixture[str]) -> None
     assert "put this one there" in shown.err
 
 
+STORE = {"training": None, "output_dir": "s3://bucket/runs/kd"}
+
+
+def test_a_run_in_a_store_needs_no_mount(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, of_target = write(tmp_path, "kubernetes", "one_gpu", mounts=[], workdir="/workspace")
+    job = {name: value for name, value in (JOBS["one_gpu"] | STORE).items() if value is not None}
+    config.write_text(json.dumps(job))
+    command = ["submit", str(config), "--to", "kubernetes", "--target-config", str(of_target), "--dry-run"]
+    assert main(command) == 0
+    shown = capsys.readouterr()
+    assert "name: kd-1\n" in shown.out and str(Path.home()) not in shown.out + shown.err
+    assert "need a role that may write there, or secrets" in shown.err
+    given = {"AWS_ACCESS_KEY_ID": "store/id", "AWS_SECRET_ACCESS_KEY": "store/secret"}
+    of_target.write_text(json.dumps(json.loads(of_target.read_text()) | {"secrets": given}))
+    assert main(command) == 0
+    assert "need a role" not in capsys.readouterr().err
+
+
+def test_machines_that_share_a_run_in_a_store_share_a_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refused(capsys, "kubernetes", "four_nodes", {"output_dir": "s3://bucket/runs/kd"}, {})
+    assert "storage.working_directory" in told and "a directory that all of them see" in told
+    own = {"output_dir": "s3://bucket/runs/kd", "storage": {"working_directory": "/scratch/kd"}}
+    told = refused(capsys, "kubernetes", "four_nodes", own, {"nodes": 4})
+    assert "/scratch/kd is on no mount, and each machine would have its own" in told
+
+
+def test_kubernetes_puts_no_variable_into_a_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for target in ("kubernetes", "kubeflow"):
+        config, of_target = write(tmp_path, target, "one_gpu", env={"SHOWN": "$(HOME)"})
+        command = ["submit", str(config), "--to", target, "--target-config", str(of_target), "--dry-run"]
+        assert main([*command, "--set", "inference.system_prompt=pay $(SHOWN)"]) == 0
+        shown = capsys.readouterr().out
+        assert "pay $$(SHOWN)" in shown and "value: $$(HOME)" in shown
+
+
+def test_rows_beside_a_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a pipeline's `data` paths are relative to its file, which is elsewhere on the job's machines."""
+    (tmp_path / "both").mkdir()
+    label = {
+        "job_type": "label",
+        "dataset": {"instruction_path": "@data/seeds"},
+        "inference": {"base_url": "https://teacher.example/v1", "model": "m"},
+    }
+    job = {
+        "job_type": "pipeline",
+        "data": {"seeds": "rows/seeds.jsonl"},
+        "jobs": {"label": label, "again": {**label, "dataset": {"instruction_path": "@label/labeled"}}},
+    }
+    Path("both/pipeline.json").write_text(json.dumps(job))
+    _, of_target = write(tmp_path, "kubernetes", "one_gpu")
+    command = ["submit", "both/pipeline.json", "--to", "kubernetes", "--target-config", str(of_target), "--dry-run"]
+    assert main(command) == 0
+    assert '"seeds": "/mnt/shared/kd/both/rows/seeds.jsonl"' in capsys.readouterr().out
+    command[1] = "recipe:thoughtx:small"
+    assert main(command) == 2
+    assert "easydistill init --recipe thoughtx" in capsys.readouterr().err
+
+
 def test_unknown_target(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", "kd.json", "--to", "nowhere", "--with", "image=i"]) == 2
     assert "use one of kubeflow, kubernetes, pai-dlc, skypilot" in capsys.readouterr().err
@@ -174,7 +234,7 @@ def test_a_script_takes_any_text() -> None:
     spec = JobSpec(
         name="a-1",
         config_name="kd.json",
-        config='{"a": "$HOME `date` \\\\ \'"}\n',
+        config='{"a": "$HOME `date` \\\\ \'"}\nEASYDISTILL_CONFIG_ENDS\n',
         config_path="/dev/stderr",
         run_directory="/",
         workdir="/tmp",
@@ -222,6 +282,14 @@ def test_nested_mounts() -> None:
 )
 def test_what_looks_like_a_secret(text: str, expected: bool) -> None:
     assert looks_secret(text) == expected
+
+
+def test_a_copy_whose_tool_complains_at_length_does_not_stand_still(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/report.html").write_text("made")
+    complain = "yes 'tar: ./log.txt: file changed as we read it' | head -n 20000 >&2; tar -cf - -C"
+    _unpack(["sh", "-c", f"{complain} {tmp_path}/run ."], tmp_path / "here")
+    assert (tmp_path / "here/report.html").read_text() == "made"
 
 
 def test_a_run_that_goes_on_while_it_is_fetched() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from tests.support.clouds import settings
 
 from easydistill.cli import main
-from easydistill.cloud.records import Submission, write_record
+from easydistill.cloud.records import Submission, read_records, write_record
+from easydistill.engine.copies import copying
 
 RUN = "/mnt/shared/kd/runs/kd"
 
@@ -40,9 +42,55 @@ def test_from_a_mounted_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["fetch", str(run)]) == 0
     assert "report.html" in capsys.readouterr().out
     found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
-    assert found == {"report.html", "student/config.json", "submissions/1.json", "kept.txt", ".lock"}
+    assert found == {"report.html", "student/config.json", "submissions/1.json", "kept.txt", ".lock", ".fetched"}
+    (run / "kept.txt").write_text("still ours")
+    (run / "report.html").write_text("made again")
     assert main(["fetch", str(run), "--checkpoints"]) == 0
     assert (run / "stages/1-train/checkpoint-7/model.bin").is_file()
+    assert (run / "kept.txt").read_text() == "still ours"
+
+
+def test_what_was_written_here_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mount = {"path": "/mnt/shared", "source": "nas://x", "local": str(tmp_path / "nas")}
+    run = submitted(tmp_path, "pai-dlc", mounts=[mount])
+    fill(tmp_path / "nas/kd/runs/kd")
+    (run / "summary.json").write_text("of a run on this machine")
+    assert main(["fetch", str(run)]) == 1
+    assert "summary.json: a run took place here" in capsys.readouterr().err
+    (run / "summary.json").unlink()
+    assert main(["fetch", str(run)]) == 0
+    (run / "student/config.json").write_text("changed by hand")
+    assert main(["fetch", str(run)]) == 1
+    assert "student/config.json: it has changed here since it was fetched" in capsys.readouterr().err
+    assert (run / "student/config.json").read_text() == "changed by hand"
+
+
+def test_a_fetch_that_broke_off_is_begun_again(tmp_path: Path) -> None:
+    mount = {"path": "/mnt/shared", "source": "nas://x", "local": str(tmp_path / "nas")}
+    run = submitted(tmp_path, "pai-dlc", mounts=[mount])
+    fill(tmp_path / "nas/kd/runs/kd")
+    with pytest.raises(KeyboardInterrupt), copying(run):
+        (run / "summary.json").write_text("a part of")
+        raise KeyboardInterrupt
+    assert main(["fetch", str(run)]) == 0
+
+
+def test_from_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that its job kept in a store comes from there, by the same function as `api.fetch`."""
+    pytest.importorskip("fsspec")
+    from easydistill.config.storage import StorageConfig
+    from easydistill.engine.interrupt import StopSignal
+    from easydistill.remote.mirror import mirrored
+
+    url, work = f"file://{tmp_path}/store/kd", tmp_path / "work"
+    with mirrored(url, work, StorageConfig(), print, StopSignal()):
+        fill(work)
+    run = submitted(tmp_path, "pai-dlc")
+    record = read_records(run)[0]
+    write_record(run, replace(record, run_directory=url, store={}))
+    assert main(["fetch", str(run)]) == 0
+    found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert found == {"report.html", "student/config.json", "submissions/1.json", ".lock", ".fetched"}
 
 
 def test_the_run_directory_is_the_shared_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import threading
@@ -14,6 +15,8 @@ import pytest
 
 pytest.importorskip("fsspec")
 
+import fsspec
+from fsspec.asyn import AsyncFileSystem
 from tests.support.faulty_store import FaultyFileSystem
 
 from easydistill.config.storage import StorageConfig
@@ -21,12 +24,13 @@ from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
 from easydistill.errors import DataError, RunDirectoryBusy, StoreError
 from easydistill.remote import compaction, patience
+from easydistill.remote import store as store_module
 from easydistill.remote.fetch import fetch
 from easydistill.remote.history import LOG, read_state
 from easydistill.remote.local import scan
 from easydistill.remote.lock import KEY, RunTaken
 from easydistill.remote.mirror import Mirror, mirrored
-from easydistill.remote.store import Store
+from easydistill.remote.store import Store, Trouble
 
 URL = "faulty://bucket/run"
 JOURNAL = "stages/1-label/journal.jsonl"
@@ -71,7 +75,8 @@ def killed(run: Run) -> Mirror:
 
 def kill(mirror: Mirror) -> None:
     mirror._closed.set()
-    for thread in mirror._threads:
+    mirror._ended.set()
+    for thread in (*mirror._threads, mirror._life):
         thread.join()
 
 
@@ -168,6 +173,45 @@ def test_a_marker_waits_for_what_it_covers(tmp_path: Path) -> None:
     mirror._send_files()
     assert marker not in read_state(Store(URL, {})).files
     kill(mirror)
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_sent_does_not_end_the_run(tmp_path: Path) -> None:
+    run = Run(tmp_path / "work")
+    folder = "stages/2-train/checkpoints/checkpoint-3"
+
+    def rotate(operation: str, where: str) -> None:
+        if operation == "put" and folder in where:
+            shutil.rmtree(run.folder / folder, ignore_errors=True)
+
+    with run.mirrored():
+        FaultyFileSystem.fault = staticmethod(rotate)
+        for number in range(4):
+            run.write(f"{folder}/model-{number}.safetensors", "weights")
+        run.write(f"{folder}/whole.json", "{}")
+        run.write("stages/2-train/loss.json", "{}")
+    assert not run.stop.requested
+    files = read_state(Store(URL, {})).files
+    assert "stages/2-train/loss.json" in files and not any(path.startswith(folder) for path in files)
+
+
+def test_a_new_journal_does_not_wait_for_a_store_that_fails(tmp_path: Path) -> None:
+    run, failing = Run(tmp_path / "work"), threading.Event()
+
+    def fail(operation: str, where: str) -> None:
+        if LOG in where and operation == "put" and not over.is_set():
+            failing.set()
+            raise OSError("503 SlowDown")
+
+    over = threading.Event()
+    with run.mirrored(), run.journal() as journal:
+        FaultyFileSystem.fault = staticmethod(fail)
+        journal.append({"key": "1"})
+        assert failing.wait(10)
+        with Journal(run.folder / "stages/2-judge/journal.jsonl") as second:
+            second.append({"key": "2"})
+        assert sum("works again" in line for line in run.said) == 0
+        over.set()
+    assert "stages/2-judge/journal.jsonl" in read_state(Store(URL, {})).files
 
 
 def test_a_replaced_file_is_never_there_with_other_bytes(tmp_path: Path) -> None:
@@ -307,6 +351,86 @@ def test_replies_that_were_never_sent_are_kept_when_the_run_went_on_elsewhere(tm
         assert list(journal) == ["1", "2"]
     assert b"unsent" in (here.folder / "unsent/1" / JOURNAL).read_bytes()
     assert not any(path.startswith("unsent") for path in read_state(Store(URL, {})).files)
+
+
+@pytest.mark.parametrize("left", [0, 30, 61])
+def test_what_a_crash_took_from_the_disk_alone_comes_back(left: int, tmp_path: Path) -> None:
+    """A machine that loses its power loses what was not written through, which the store may have."""
+    run = Run(tmp_path / "work", each_reply=True, send_seconds=1000)
+    mirror = killed(run)
+    with run.journal() as journal:
+        for number in range(5):
+            journal.append({"key": f"paid {number}"})
+            mirror.keep(run.folder / JOURNAL)
+    kill(mirror)
+    whole = (run.folder / JOURNAL).read_bytes()
+    (run.folder / JOURNAL).write_bytes(whole[:left])
+    dead_owner()
+    with run.mirrored():
+        assert (run.folder / JOURNAL).read_bytes() == whole
+    assert any("has lost the ends of" in line for line in run.said)
+    assert contents(fetch(URL, tmp_path / "fetched"))[JOURNAL] == whole
+
+
+def test_a_command_that_sends_for_long_is_not_taken_for_dead(tmp_path: Path) -> None:
+    first, second, sending = Run(tmp_path / "one"), Run(tmp_path / "two"), threading.Event()
+
+    def slow(operation: str, where: str) -> None:
+        if operation == "put" and where.endswith("model.safetensors"):
+            sending.set()
+            time.sleep(3)
+
+    def work() -> None:
+        with first.mirrored():
+            first.write("student/model.safetensors", "weights")
+
+    FaultyFileSystem.fault = staticmethod(slow)
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert sending.wait(10)
+    with pytest.raises(RunDirectoryBusy, match="is working here"), second.mirrored():
+        raise AssertionError("it must not start")
+    thread.join()
+    assert "student/model.safetensors" in read_state(Store(URL, {})).files
+    assert KEY not in Store(URL, {}).names("")
+
+
+def test_a_lock_that_is_released_just_now_is_no_missing_bucket(tmp_path: Path) -> None:
+    with Run(tmp_path / "one").mirrored():
+        pass
+    put, gone = Store(URL, {}).put, list[str]()
+    put(KEY, b"{}")
+
+    def release(operation: str, where: str) -> None:
+        if operation == "get" and where.endswith(KEY) and not gone:
+            gone.append(where)
+            Store(URL, {}).delete([KEY])
+
+    FaultyFileSystem.fault = staticmethod(release)
+    with Run(tmp_path / "two").mirrored():
+        assert gone
+
+
+class Mute(AsyncFileSystem):  # type: ignore[misc]
+    """A store that has gone without closing its connections."""
+
+    protocol = "mute"
+
+    async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
+        await asyncio.sleep(1000)
+        return b""
+
+    async def _pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
+        await asyncio.sleep(1000)
+
+
+def test_a_store_that_never_answers_does_not_hold_a_run_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.register_implementation("mute", Mute, clobber=True)
+    monkeypatch.setattr(store_module, "ANSWER", 0.1)
+    store = Store("mute://bucket/run", {})
+    for call in (lambda: store.read("a"), lambda: store.put("a", b"b"), lambda: store.create("a", b"b")):
+        with pytest.raises(Trouble, match="a: FSTimeoutError"):
+            call()
 
 
 def test_a_directory_of_something_else_is_refused(tmp_path: Path) -> None:

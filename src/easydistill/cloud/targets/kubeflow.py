@@ -61,7 +61,7 @@ def _train_job(spec: JobSpec, config: Config) -> dict[str, Any]:
     job: dict[str, Any] = {"name": _NODE, "template": {"spec": {"template": {"spec": {**pod, "volumes": volumes}}}}}
     trainer = {
         "image": spec.image,
-        "command": ["sh", "-c", _script(spec)],
+        "command": ["sh", "-c", manifests.plain(_script(spec))],
         "numNodes": spec.nodes,
         "resourcesPerNode": manifests.resources(spec, config),
         "env": manifests.environment(spec),

@@ -93,7 +93,7 @@ def _pod(spec: JobSpec, config: Config) -> dict[str, Any]:
     container: dict[str, Any] = {
         "name": "easydistill",
         "image": spec.image,
-        "command": list(spec.command),
+        "command": [manifests.plain(word) for word in spec.command],
         "workingDir": spec.workdir,
         "env": [*_rank(spec), *manifests.environment(spec)],
         "resources": manifests.resources(spec, config),

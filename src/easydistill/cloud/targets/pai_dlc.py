@@ -115,9 +115,9 @@ def render(spec: JobSpec, config: TargetConfig) -> Document:
         hint = "put the config on a mount, and set config_path"
         raise ConfigError(ConfigIssue("settings of the target", "config_path", problem, hint))
     notes = []
-    if spec.run_mount.source.startswith("oss://"):
+    if spec.run_source.startswith("oss://"):
         notes.append(
-            f"the run directory is on {spec.run_mount.source}, an object store: a kill may cost more than the last "
+            f"the run directory is on {spec.run_source}, an object store: a kill may cost more than the last "
             "line of its journal, and nothing keeps two jobs out of it; NAS and CPFS have neither flaw"
         )
     return Document(text, ".json", notes)
@@ -172,7 +172,7 @@ def _settings(spec: JobSpec, config: Config) -> dict[str, Any]:
         # All nodes are started again together: the commands of a run end together.
         arguments = f"--job-execution-mode=Sync --enable-job-restart=True --max-num-of-job-restart={spec.retries}"
         found |= {"EnableErrorMonitoringInAIMaster": True, "ErrorMonitoringArgs": arguments}
-    if spec.run_mount.source.startswith("oss://"):
+    if spec.run_source.startswith("oss://"):
         # Journals grow at their end, which a mounted bucket refuses otherwise.
         found["EnableOssAppend"] = True
     return found

@@ -22,7 +22,7 @@ from easydistill.cloud import tools
 from easydistill.cloud.manifests import to_yaml
 from easydistill.cloud.settings import Mount, TargetConfig
 from easydistill.cloud.spec import JobSpec, script
-from easydistill.cloud.target import Client, Document, State
+from easydistill.cloud.target import Client, Document, NotKnown, State
 from easydistill.config.base import NonEmptyStr, PositiveInt, Unfit
 from easydistill.errors import EXIT_INTERRUPTED, CloudError
 
@@ -96,9 +96,9 @@ def render(spec: JobSpec, config: TargetConfig) -> Document:
         task["volumes"] = volumes
     task["run"] = script(spec, _rank(spec))
     notes = []
-    if not spec.run_mount.source.startswith("volume:"):
+    if spec.run_source and not spec.run_source.startswith("volume:"):
         notes.append(
-            f"the run directory is on {spec.run_mount.source}: what is written goes there with a delay, so a machine "
+            f"the run directory is on {spec.run_source}: what is written goes there with a delay, so a machine "
             "that is taken away may lose its last minutes, and replies in them are asked for again; a volume does not"
         )
     return Document(to_yaml([task]), ".yaml", notes)
@@ -160,9 +160,13 @@ class SkyClient:
             file.write_text(document.text, encoding="utf-8")
             given = [part for name in sorted(spec.secrets) for part in ("--secret", name)]
             self._sky("jobs", "launch", "--yes", "--detach-run", *given, str(file), timeout=_SUBMIT_SECONDS)
-        found = self.find(spec.name)
+        # The job is sent: what fails from here on must not make it forgotten.
+        try:
+            found = self.find(spec.name)
+        except CloudError as error:
+            raise NotKnown(f"sky has taken {spec.name}, and does not tell its id: {error}") from error
         if found is None:
-            raise CloudError(f"sky has taken the job, and does not list {spec.name}\n    → look at `sky jobs queue`")
+            raise NotKnown(f"sky has taken the job, and does not list {spec.name}\n    → look at `sky jobs queue`")
         return found
 
     def _jobs(self) -> list[dict[str, Any]]:

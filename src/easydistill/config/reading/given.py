@@ -52,8 +52,13 @@ def fill_in(root: Node, jobs: Mapping[str, Node], issues: Issues) -> None:
 
 def _place(node: Node) -> None:
     """A path in a file is relative to the file's folder; write it with that folder."""
-    if node.line and isinstance(node.value, str) and _RELATIVE.match(node.value):
-        node.value = os.path.normpath(Path(node.source).parent / node.value)
+    if node.line and isinstance(node.value, str):
+        node.value = in_folder(node.value, Path(node.source).parent)
+
+
+def in_folder(written: str, folder: Path) -> str:
+    """A path as a file's `data` has it, with the file's folder before it if it is relative."""
+    return os.path.normpath(folder / written) if _RELATIVE.match(written) else written
 
 
 def _citations(nodes: list[Node]) -> Iterator[Node]:
