@@ -323,7 +323,7 @@ class SampledTraining:
     ) -> list[Written]:
         """The student's answers to the prompts of sequences that are still empty."""
         with self._autocast(cached=True):
-            return self._writer.write(
+            written = self._writer.write(
                 model,
                 [(item.id, item.prompt) for item in asked],
                 self._step,
@@ -334,6 +334,7 @@ class SampledTraining:
                 numbers,
                 [item.images for item in asked],
             )
+        return [replace(item, taught_by=row.taught_by) for item, row in zip(written, asked, strict=True)]
 
     def _assigned(self, step: int) -> list[Written]:
         """A step's sequences of all ranks; those that the student is to generate are still empty."""
