@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -79,6 +79,8 @@ TeacherName = Annotated[NonEmptyStr, Field(pattern=r"^\w[\w -]*$")]
 
 class TeachersConfig(ModelsConfig):
     """One student, and one teacher or several, each of which teaches the rows that name it."""
+
+    identity_name: ClassVar[str] = "ModelsConfig"
 
     teachers: Annotated[dict[TeacherName, ModelRef], Field(min_length=1)] | None = None
     """Further teachers on this machine, by name, such as specialists of domains: `{"math": …, "code": …}`. Each row's
