@@ -368,13 +368,14 @@ def summary_lines(result: RunResult) -> list[str]:
 def _metric_lines(before: dict[str, float | None] | None, after: dict[str, float | None] | None) -> list[str]:
     if not before or not after:
         return []
-    lines = [f"{'held-out metric':<18}{'before':>10}{'after':>10}{'change':>10}"]
+    width = max(18, *(len(name) + 2 for name in after))
+    lines = [f"{'held-out metric':<{width}}{'before':>10}{'after':>10}{'change':>10}"]
     for name, new in after.items():
         old = before.get(name)
         if old is None or new is None:
-            lines.append(f"{name:<18}{'n/a':>10}{'n/a':>10}")
+            lines.append(f"{name:<{width}}{'n/a':>10}{'n/a':>10}")
         else:
             # A relative change between numbers of different sign means nothing.
             change = f"{(new - old) / abs(old):+.0%}" if old and old * new >= 0 else ""
-            lines.append(f"{name:<18}{old:>10.4f}{new:>10.4f}{change:>10}")
+            lines.append(f"{name:<{width}}{old:>10.4f}{new:>10.4f}{change:>10}")
     return lines

@@ -6,8 +6,8 @@ the request.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from easydistill.asking.outputs import (
     publish_samples,
     write_rejected,
 )
+from easydistill.asking.row_teachers import RowTeachers
 from easydistill.config.dataset import RowsConfig
 from easydistill.config.inference import SamplingConfig
 from easydistill.contracts.teacher import (
@@ -64,6 +65,15 @@ def _seen() -> None:
     """Rows with images are of use."""
 
 
+@dataclass(frozen=True)
+class OwnPlans:
+    """Several teachers, each of which answers its own rows. They are loaded one after the other."""
+
+    teachers: RowTeachers
+    plans: Mapping[str, TeacherPlan]
+    """By name."""
+
+
 class LabelStage:
     """The teacher's answers to `dataset.instruction_path`."""
 
@@ -76,24 +86,34 @@ class LabelStage:
         self,
         dataset: RowsConfig,
         inference: SamplingConfig,
-        teacher: TeacherPlan,
+        teacher: TeacherPlan | OwnPlans,
         *,
         unseen: Callable[[], str | None] = _seen,
     ) -> None:
         """
         Args:
+            teacher: of all rows, or those of each.
             unseen: says why labelled rows with images would be of no use, if so: they are then refused before they are
                 paid for. Asked once the rows are read.
         """
         self._unseen = unseen
         self._dataset = dataset
         self._inference = inference
-        self._teacher = teacher
+        self._own = teacher.teachers if isinstance(teacher, OwnPlans) else None
+        self._plans = teacher.plans if isinstance(teacher, OwnPlans) else {"": teacher}
+
+    def _name(self, sample: Sample) -> str:
+        """Whose answer a row gets."""
+        return "" if self._own is None else self._own.name_of(sample)
 
     def preflight(self) -> list[ConfigIssue]:
         issues = unreadable_rows("dataset.instruction_path", self._dataset.instruction_path)
         issues += missing_folder("dataset.image_folder", self._dataset.image_folder)
-        return issues + labeled_path_issues(self._dataset.labeled_path) + self._teacher.preflight()
+        return (
+            issues
+            + labeled_path_issues(self._dataset.labeled_path)
+            + [issue for plan in self._plans.values() for issue in plan.preflight()]
+        )
 
     def fingerprint(self) -> dict[str, Any]:
         assert self._dataset.instruction_path is not None
@@ -102,7 +122,7 @@ class LabelStage:
             "max_samples": self._dataset.max_samples,
             **self._dataset.reading_identity(),
             "inference": {"system_prompt": self._inference.system_prompt, **self._inference.sampling()},
-            "teacher": self._teacher.identity(),
+            "teacher": self._identity(),
             "labeled_path": self._dataset.labeled_path,
             **self._inference.reading(),
             **({"image": image} if (image := self._inference.image_identity()) else {}),
@@ -110,21 +130,34 @@ class LabelStage:
             **({"images_seen": True} if self._unseen is not _seen and self._unseen() is None else {}),
         }
 
+    def _identity(self) -> dict[str, Any]:
+        """Of the teacher, or of all and of what tells which rows are whose."""
+        if self._own is None:
+            return self._plans[""].identity()
+        plans = {name: plan.identity() for name, plan in self._plans.items()}
+        return {"column": self._own.models.teacher_column, "models": plans}
+
     def shows_date(self) -> bool:
-        return self._teacher.shows_date()
+        return any(plan.shows_date() for plan in self._plans.values())
 
     def estimate(self, directory: Path) -> Estimate:
         from easydistill.asking.forecast import forecast_calls
 
         samples = self._read().samples
-        identity = self._teacher.identity()
-        requests = {self._key(identity, sample): self._asked(sample) for sample in samples}
+        identities = {name: plan.identity() for name, plan in self._plans.items()}
+        requests = {self._key(identities[self._name(sample)], sample): self._asked(sample) for sample in samples}
+        memory = [plan.memory_bytes() for plan in self._plans.values()]
         return Estimate(
             rows=len(samples),
             tokens_at_most=len(samples) * self._inference.max_new_tokens,
-            memory_bytes=self._teacher.memory_bytes(),
+            memory_bytes=None if None in memory else max(size for size in memory if size is not None),
             # An API's model name may be unknown until the server is contacted, and with it the keys.
-            **forecast_calls(requests, directory, self._inference, keys_known=None not in identity.values()),
+            **forecast_calls(
+                requests,
+                directory,
+                self._inference,
+                keys_known=all(None not in identity.values() for identity in identities.values()),
+            ),
         )
 
     def preview(self, limit: int) -> list[Previewed]:
@@ -136,10 +169,18 @@ class LabelStage:
         ]
 
     def foretell(self) -> list[str]:
-        return [*lines_of(self._read), *self._teacher.notes()]
+        notes = dict.fromkeys(note for plan in self._plans.values() for note in plan.notes())
+        return [*lines_of(self._read), *notes, *self._shares()]
+
+    def _shares(self) -> list[str]:
+        """Whose rows they are, if teachers are several and all rows name one that is known: else the run tells."""
+        try:
+            return [] if self._own is None else self._own.lines(self._own.counts(self._read().samples))
+        except DataError as error:
+            return [str(error)]
 
     def _images(self, context: StageContext | None) -> RowImages:
-        if not self._teacher.sees_images():
+        if not all(plan.sees_images() for plan in self._plans.values()):
             return NoImages(BLIND_TEACHER)
         if (why := self._unseen()) is not None:
             return NoImages(why)
@@ -169,7 +210,27 @@ class LabelStage:
         found = self._read(context=context)
         samples, rejected = found.samples, found.rejected
         context.notice(found.notices)
-        teacher = self._teacher.make(context)
+        if self._own is not None:
+            # Before any of them is asked: a row may name one that is not known.
+            for line in self._own.lines(self._own.counts(samples)):
+                context.reporter.say(f"  {line}")
+        keys: dict[str, str] = {}
+        spent: dict[str, Any] = {}
+        with Journal(context.directory / JOURNAL, note=worth_another_try) as journal:
+            for name, plan in self._plans.items():
+                of_name = samples if self._own is None else [one for one in samples if self._name(one) == name]
+                if len(of_name):
+                    found_keys, found_spent = self._ask(plan, of_name, journal, context, name)
+                    keys |= found_keys
+                    spent |= found_spent
+            result = self._write(samples, rejected, keys, journal, context)
+            return replace(result, metrics={**result.metrics, **spent})
+
+    def _ask(
+        self, plan: TeacherPlan, samples: Sequence[Sample], journal: Journal, context: StageContext, name: str
+    ) -> tuple[dict[str, str], dict[str, Any]]:
+        """Have one teacher answer its rows; returns the keys of the requests by row, and what was spent."""
+        teacher = plan.make(context)
         try:
             identity = teacher.identity()
             keys = {sample.id: self._key(identity, sample) for sample in samples}
@@ -177,11 +238,9 @@ class LabelStage:
             requests = {
                 keys[sample.id]: GenerationRequest.of(keys[sample.id], self._asked(sample)) for sample in samples
             }
-            with Journal(context.directory / JOURNAL, note=worth_another_try) as journal:
-                answer_all(teacher, list(requests.values()), journal, context, "Labelling")
-                context.stop.raise_if_requested()
-                result = self._write(samples, rejected, keys, journal, context)
-                return replace(result, metrics={**result.metrics, **spending(teacher)})
+            answer_all(teacher, list(requests.values()), journal, context, f"Labelling {name}".strip())
+            context.stop.raise_if_requested()
+            return keys, spending(teacher)
         finally:
             teacher.close()
 

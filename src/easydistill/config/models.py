@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from easydistill.config.base import NonEmptyStr, PositiveInt, Section, Seed, Unfit
 
@@ -66,3 +66,36 @@ class ModelsConfig(Section):
     """The student: a model, `{"from": …, "keep_layers": n}` or `{"config": {…}}`."""
     trust_remote_code: bool = False
     """Run code that comes with the student's weights."""
+
+    @property
+    def teachers_by_key(self) -> dict[str, str]:
+        """The references of all teachers on this machine, by the key of the config that names them."""
+        return {} if self.teacher is None else {"models.teacher": self.teacher}
+
+
+TeacherName = Annotated[NonEmptyStr, Field(pattern=r"^\w[\w -]*$")]
+"""Letters, digits, `_`, `-` and spaces: names are parts of the names of figures and of keys for `--set`."""
+
+
+class TeachersConfig(ModelsConfig):
+    """One student, and one teacher or several, each of which teaches the rows that name it."""
+
+    identity_name: ClassVar[str] = "ModelsConfig"
+
+    teachers: Annotated[dict[TeacherName, ModelRef], Field(min_length=1)] | None = None
+    """Further teachers on this machine, by name, such as specialists of domains: `{"math": …, "code": …}`. Each row's
+    answer and scores are those of the teacher that it names; `teacher` teaches rows that name none. All have the
+    student's vocabulary."""
+    teacher_column: NonEmptyStr = "teacher"
+    """With `teachers`: the column of the rows that names their teacher; one inside an object is named with a dot."""
+
+    @property
+    def teachers_by_key(self) -> dict[str, str]:
+        named = {f"models.teachers.{name}": model for name, model in (self.teachers or {}).items()}
+        return {**super().teachers_by_key, **named}
+
+    @model_validator(mode="after")
+    def _has_several(self) -> TeachersConfig:
+        if self.teachers is None and self.teacher_column != type(self).model_fields["teacher_column"].default:
+            raise Unfit("`teacher_column` has no effect without `teachers`", "set models.teachers, or remove it")
+        return self

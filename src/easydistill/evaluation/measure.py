@@ -72,6 +72,16 @@ class Measured:
         return int(self.model.get_output_embeddings().weight.shape[0])
 
 
+@dataclass(frozen=True)
+class OwnTeacher:
+    """A teacher of some of the rows, where they have several."""
+
+    name: str
+    teacher: Measured
+    rows: Sequence[int]
+    """The numbers of its rows."""
+
+
 def token_metrics(
     student: Measured,
     teacher: Measured | None,
@@ -85,8 +95,12 @@ def token_metrics(
     chosen: Mapping[str, MetricConfig] | None = None,
     images: Sequence[Sequence[str]] | None = None,
     teachers_rows: Sequence[tuple[TokenIds, Mask]] | None = None,
+    own: Sequence[OwnTeacher] = (),
 ) -> dict[str, float | None]:
     """Metrics of kind "tokens"; None for metrics that need a teacher where there is none.
+
+    Where teachers are several, a metric that needs one compares each row with its own; beside that of all rows there
+    is that of each teacher's, as `metric/teacher`.
 
     Args:
         shared_vocabulary: token ids below this mean the same token to both models.
@@ -95,20 +109,40 @@ def token_metrics(
         chosen: the metrics by name; by default all.
         images: the digests of each row's images; by default none has any.
         teachers_rows: the rows as the teacher reads them, with the same answer tokens; by default as they are.
+        own: in the place of `teacher`, several, each of which has some of the rows.
     """
     shown = [()] * len(rows) if images is None else images
     metrics = _made(chosen, "tokens")
-    active = {name: metric for name, metric in metrics.items() if teacher is not None or not metric.needs_teacher}
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]))
-    with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            stop.raise_if_requested()
-            batch = order[start : start + batch_size]
-            for part in _slices(student, teacher, shared_vocabulary, rows, teachers_rows, shown, batch, pad):
-                for observer in (*active.values(), *observers):
-                    observer.update(part)
-            task.advance(len(batch), tokens=sum(len(rows[index][0]) for index in batch))
-    return {name: active[name].value() if name in active else None for name in metrics}
+    compares = teacher is not None or bool(own)
+    active = {name: metric for name, metric in metrics.items() if compares or not metric.needs_teacher}
+    by_teacher: dict[str, Any] = {}
+    for name, reader, numbers in _readers(teacher, len(rows), own):
+        theirs = _compared(chosen, name) if own else {}
+        by_teacher |= theirs
+        order = sorted(numbers, key=lambda index: len(rows[index][0]))
+        with torch.inference_mode():
+            for start in range(0, len(order), batch_size):
+                stop.raise_if_requested()
+                batch = order[start : start + batch_size]
+                for part in _slices(student, reader, shared_vocabulary, rows, teachers_rows, shown, batch, pad):
+                    for observer in (*active.values(), *theirs.values(), *observers):
+                        observer.update(part)
+                task.advance(len(batch), tokens=sum(len(rows[index][0]) for index in batch))
+    found = {name: active[name].value() if name in active else None for name in metrics}
+    return found | {name: metric.value() for name, metric in by_teacher.items()}
+
+
+def _readers(
+    teacher: Measured | None, count: int, own: Sequence[OwnTeacher]
+) -> list[tuple[str, Measured | None, Sequence[int]]]:
+    """(name, teacher, numbers of the rows that it reads)."""
+    return [(one.name, one.teacher, one.rows) for one in own if one.rows] or [("", teacher, range(count))]
+
+
+def _compared(chosen: Mapping[str, MetricConfig] | None, teacher: str) -> dict[str, Any]:
+    """New instances of the metrics that compare with a teacher, for the rows of one."""
+    made = _made(chosen, "tokens")
+    return {f"{name}/{teacher}": metric for name, metric in made.items() if metric.needs_teacher}
 
 
 def _made(chosen: Mapping[str, MetricConfig] | None, kind: str) -> dict[str, Any]:

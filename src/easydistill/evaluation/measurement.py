@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,8 @@ class Heldout:
     """Rows with other rows' images, by their number; only if a metric compares them."""
     teachers_form: TeachersForm | None = None
     """By default the teacher reads the student's tokens."""
+    taught_by: Sequence[str] = ()
+    """The name of each row's teacher, if there are several."""
 
     @property
     def images(self) -> list[tuple[str, ...]]:
@@ -75,15 +77,17 @@ class Measurement:
         config: EvaluationConfig,
         metrics: Mapping[str, MetricConfig],
         heldout: Heldout,
-        teacher: Any,
+        teachers: Mapping[str, tuple[Any, Vision | None]],
         renderer: ChatRenderer,
         task: Task,
         context: StageContext,
-        sights: tuple[Vision | None, Vision | None] = (None, None),
+        vision: Vision | None = None,
     ) -> None:
         """
         Args:
-            sights: what the student and the teacher see of images, if they see any.
+            teachers: the models by the names that rows are `taught_by`, or one without a name, or none; and what each
+                sees of images, if it sees any.
+            vision: what the student sees of them.
         """
         from easydistill.models.loading import device
         from easydistill.teachers.parsing import AnswerReader
@@ -92,13 +96,13 @@ class Measurement:
         self._metrics = metrics
         self._heldout = heldout
         self._device = device()
-        # It is on its device, or devices.
-        self._teacher = teacher
+        # They are on their devices.
+        self._teachers = dict(teachers)
         self.renderer = renderer
         self._reader = AnswerReader(renderer)
         self._task = task
         self._context, self._stop = context, context.stop
-        self._sights = self._vision, self._teachers_vision = sights
+        self._sight = self._vision = vision
 
     def skip(self) -> None:
         """Advance the progress bar over the passes of a model whose figures are known."""
@@ -107,11 +111,12 @@ class Measurement:
     def run(self, model: Any, eos_ids: frozenset[int]) -> dict[str, Any]:
         """`metrics`; `answers` and `scores`, lists in row order; `disagreement` with the teacher, or None."""
         model = model.to(self._device).eval()
-        with (
-            self._seen_once(model, self._sights[0]) as self._vision,
-            self._seen_once(self._teacher, self._sights[1]) as self._teachers_vision,
-        ):
-            return self._measured(model, eos_ids)
+        with self._seen_once(model, self._sight) as self._vision, ExitStack() as stack:
+            teachers = {
+                name: (teacher, stack.enter_context(self._seen_once(teacher, vision)))
+                for name, (teacher, vision) in self._teachers.items()
+            }
+            return self._measured(model, eos_ids, teachers)
 
     def _seen_once(self, model: Any, vision: Vision | None) -> AbstractContextManager[Vision | None]:
         """A context in which a model is shown features of the held-out images in the place of their pixels."""
@@ -125,8 +130,10 @@ class Measurement:
         context = self._context
         return seen_once(model, vision, images, context.run_directory / FOLDER, context.reporter, context.stop)
 
-    def _measured(self, model: Any, eos_ids: frozenset[int]) -> dict[str, Any]:
-        metrics, disagreement = self._token_pass(model, min(eos_ids, default=0))
+    def _measured(
+        self, model: Any, eos_ids: frozenset[int], teachers: Mapping[str, tuple[Any, Vision | None]]
+    ) -> dict[str, Any]:
+        metrics, disagreement = self._token_pass(model, min(eos_ids, default=0), teachers)
         texts = self._answers(model, eos_ids) if self._config.generate else None
         scores: dict[str, list[float]] = {}
         if texts is None:
@@ -138,10 +145,12 @@ class Measurement:
             metrics |= {name: fmean(values) for name, values in scores.items()}
         return {"metrics": metrics, "answers": texts, "scores": scores, "disagreement": disagreement}
 
-    def _token_pass(self, model: Any, pad: int) -> tuple[dict[str, float | None], dict[str, Any] | None]:
+    def _token_pass(
+        self, model: Any, pad: int, teachers: Mapping[str, tuple[Any, Vision | None]]
+    ) -> tuple[dict[str, float | None], dict[str, Any] | None]:
         """Metrics over the tokens of the teacher's answers, and the disagreement of the two models on them."""
         from easydistill.evaluation.disagreement import Disagreement
-        from easydistill.evaluation.measure import Measured, image_metrics, token_metrics
+        from easydistill.evaluation.measure import Measured, OwnTeacher, image_metrics, token_metrics
         from easydistill.evaluation.swapping import CrossEntropies
         from easydistill.evaluation.token_text import TokenText, described
         from easydistill.models.head import body_of
@@ -149,14 +158,18 @@ class Measurement:
         tokenizer, heldout = self.renderer.tokenizer, self._heldout
         form = heldout.teachers_form
         shared = max(tokenizer.get_vocab().values()) + 1 if form is None else form.shared
-        watch = Disagreement(shared) if self._teacher is not None else None
-        student, teacher = Measured(model, body_of(model), self._vision), None
-        if self._teacher is not None:
-            teacher = Measured(self._teacher, body_of(self._teacher), self._teachers_vision)
+        watch = Disagreement(shared) if teachers else None
+        student = Measured(model, body_of(model), self._vision)
+        readers = {name: Measured(teacher, body_of(teacher), vision) for name, (teacher, vision) in teachers.items()}
+        several = [
+            OwnTeacher(name, reader, [at for at, own in enumerate(heldout.taught_by) if own == name])
+            for name, reader in readers.items()
+            if heldout.taught_by
+        ]
         own = CrossEntropies()
         metrics = token_metrics(
             student,
-            teacher,
+            None if several else next(iter(readers.values()), None),
             shared,
             [(row.ids_T, row.mask_T) for row in heldout.rows],
             pad,
@@ -167,6 +180,7 @@ class Measurement:
             self._metrics,
             heldout.images,
             None if form is None else form.rows,
+            several,
         )
         metrics |= image_metrics(self._cross_entropies(student, own, pad), self._metrics)
         figures = watch.figures() if watch is not None else None

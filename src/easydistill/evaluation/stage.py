@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from easydistill.asking.row_teachers import RowTeachers
 from easydistill.config.device_map import DeviceMap
 from easydistill.config.evaluation import EvaluationConfig
 from easydistill.config.models import FreshStudent, ModelsConfig
@@ -75,6 +76,7 @@ class EvaluateStage:
         """
         self._rows = rows
         self._models = models
+        self._own = RowTeachers.of(models)
         self._config = evaluation
         self._max_length = max_length
         self._trained = trained
@@ -89,13 +91,15 @@ class EvaluateStage:
 
     def preflight(self) -> list[ConfigIssue]:
         issues = needs_extra("train", "rapidfuzz")
-        return issues + (model_issues("models.teacher", self._models.teacher) if self._models.teacher else [])
+        return issues + [issue for named in self._models.teachers_by_key.items() for issue in model_issues(*named)]
 
     def fingerprint(self) -> dict[str, Any]:
         return {**self._before_fingerprint(), "after": True}
 
     def _before_fingerprint(self) -> dict[str, Any]:
         teacher = resolve(self._models.teacher).identity() if self._models.teacher else None
+        if self._own is not None:
+            teacher = self._own.identity()
         metrics = metrics_identity(self._metrics)
         return {
             "rows": self._rows.fingerprint(),
@@ -132,45 +136,62 @@ class EvaluateStage:
         start = build_student(self._models, dtype)
         vision = vision_of(start, context)
         renderer = student_renderer(self._rows.dataset, start.tokenizer, start.eos_ids, context, vision)
-        teacher, why_not = self._teacher(start.tokenizer, dtype, load_tokenizer)
+        teachers, why_not = self._teachers(start.tokenizer, dtype, load_tokenizer, samples)
         # A student made by other layers or a later stage has the same positions and tokens.
-        reads_ours = teacher is not None and self._forms is None
-        limits = start.limits.joined(Limits.of(teacher)) if reads_ours else start.limits
+        reads_ours = bool(teachers) and self._forms is None
+        limits = start.limits
+        for model in teachers.values() if reads_ours else ():
+            limits = limits.joined(Limits.of(model))
         rendered, rejected = render_all(renderer, samples, self._max_length, self.name, limits)
-        form = theirs = None
-        if teacher is not None and self._forms is not None:
-            rendered, unlike, form, theirs = self._in_teachers_form(self._forms, rendered, context)
+        form, sights = None, dict[str, Any].fromkeys(teachers)
+        if teachers and self._forms is not None:
+            rendered, unlike, form, sights[""] = self._in_teachers_form(self._forms, rendered, context)
             rejected += unlike
         heldout = self._heldout(renderer, rendered, form)
-        if reads_ours:
-            assert self._models.teacher is not None
-            theirs, blind = teachers_sight(self._models.teacher, teacher, vision, heldout.rows, context)
-            teacher, why_not = (None, blind) if blind else (teacher, why_not)
+        for name, model in teachers.items() if reads_ours else ():
+            sights[name], blind = teachers_sight(self._reference(name), model, vision, heldout.rows, context)
+            if blind:
+                teachers, why_not = {}, blind
+                break
         if not heldout.samples:
             write_json(context.directory / METRICS_FILE, {})
             notes = {"evaluation": str(nothing_left("evaluate", rejected)) if rejected else "no rows were held out"}
             return StageResult((METRICS_FILE,), RowCounts(), rejected, metrics={"notes": notes})
         passes = 2 * heldout.passes(self._config)
         with reused_memory(device()), context.reporter.task("Evaluating", passes) as task:
-            sights = (vision, theirs)
-            measure = Measurement(self._config, self._metrics, heldout, teacher, renderer, task, context, sights)
+            seeing = {name: (model, sights[name]) for name, model in teachers.items()}
+            measure = Measurement(self._config, self._metrics, heldout, seeing, renderer, task, context, vision)
             before = self._before(measure, start.model, heldout.images, context)
             start.model = None
             gc.collect()
             after = measure.run(load_model(str(trained), dtype), start.eos_ids)
         return self._result(heldout, before, after, why_not, rejected, context)
 
-    def _teacher(self, tokenizer: Any, dtype: Any, load_tokenizer: Any) -> tuple[Any, str]:
-        """(the teacher's model, ""), or (None, why the student cannot be compared with it)."""
+    def _reference(self, name: str) -> str:
+        """The model of a teacher."""
+        reference = self._models.teacher if self._own is None else self._own.references[name]
+        assert reference is not None
+        return reference
+
+    def _teachers(
+        self, tokenizer: Any, dtype: Any, load_tokenizer: Any, samples: Sequence[Sample]
+    ) -> tuple[dict[str, Any], str]:
+        """(the teachers' models by name, or the only one's without a name, ""), or (none, why the student cannot be
+        compared with them). A model that has several names is loaded once."""
         from easydistill.models.spread import load_placed, spread_of
 
-        reference = self._models.teacher
-        if reference is None:
-            return None, "the teacher is not on this machine"
+        if not self._models.teachers_by_key:
+            return {}, "the teacher is not on this machine"
+        names = [""] if self._own is None else sorted(self._own.counts(samples))
+        references = {name: self._reference(name) for name in names}
         own_tokenizer = self._models.student.tokenizer if isinstance(self._models.student, FreshStudent) else True
-        if own_tokenizer is not None and not self._alike(tokenizer, load_tokenizer(reference)):
-            return None, "teacher and student have different vocabularies"
-        return load_placed(reference, dtype, spread_of(self._device_map)), ""
+        for reference in dict.fromkeys(references.values()):
+            given = own_tokenizer is None and reference == self._models.teacher
+            if not given and not self._alike(tokenizer, load_tokenizer(reference)):
+                return {}, "teacher and student have different vocabularies"
+        spread = spread_of(self._device_map)
+        models = {reference: load_placed(reference, dtype, spread) for reference in set(references.values())}
+        return {name: models[reference] for name, reference in references.items()}, ""
 
     def _alike(self, student: Any, teacher: Any) -> bool:
         """Whether two tokenizers number what answers hold alike."""
@@ -199,7 +220,9 @@ class EvaluateStage:
         samples, rows = [sample for sample, _ in rendered], [row for _, row in rendered]
         prompts = [renderer.prompt_ids(sample.prompt_chat) for sample in samples]
         compares = any(row.images for row in rows) and image_names(self._metrics)
-        return Heldout(samples, rows, prompts, swapped(samples, rows, renderer) if compares else {}, form)
+        others = swapped(samples, rows, renderer) if compares else {}
+        taught_by = [] if self._own is None else [self._own.name_of(sample) for sample in samples]
+        return Heldout(samples, rows, prompts, others, form, taught_by)
 
     def _before(
         self, measure: Measurement, model: Any, images: Sequence[Sequence[str]], context: StageContext

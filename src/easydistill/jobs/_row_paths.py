@@ -14,6 +14,7 @@ from typing import Any
 from easydistill.config.deepspeed_checks import KEY, deepspeed_issues, rollout_issues
 from easydistill.config.fsdp2_checks import fsdp2_issues
 from easydistill.config.job import JobConfig
+from easydistill.config.models import ModelsConfig
 from easydistill.config.pipeline import Citation, PipelineConfig
 from easydistill.data.row_files.hub_place import is_hub
 from easydistill.engine.checks import is_there, misnamed_rows, missing_file, unreadable_rows
@@ -55,7 +56,7 @@ def paths_of(job: JobConfig) -> list[tuple[str, str]]:
     rows = [(key, path) for key, path in _rows(job) if not is_hub(path)]
     files = [] if getattr(job, "job_type", None) not in _OF_FILES else list(_named(job, "dataset.instruction_path"))
     named = list(_named(job, "dataset.template", "inference.template", KEY))
-    models = _named(job, "models.student", "models.student.from_model", "models.teacher")
+    models = [*_named(job, "models.student", "models.student.from_model"), *_teachers(job)]
     return [*rows, *files, *named, *((key, path) for key, path in models if _is_path(path))]
 
 
@@ -91,7 +92,7 @@ def _absent(job: JobConfig) -> list[ConfigIssue]:
         found += missing_file(key, path)
     for key, path in _named(job, KEY):
         found += missing_file(key, path)
-    for key, path in _named(job, "models.student", "models.student.from_model", "models.teacher"):
+    for key, path in [*_named(job, "models.student", "models.student.from_model"), *_teachers(job)]:
         if _is_path(path) and not Path(path).expanduser().exists():
             found.append(ConfigIssue("config", key, f"{path}: no such directory", "name the directory of a model"))
     return found
@@ -121,6 +122,15 @@ def _named(job: JobConfig, *keys: str) -> Iterator[tuple[str, str]]:
             value = getattr(value, name, None)
         if isinstance(value, str) and Citation.read(value) is None:
             yield key, value
+
+
+def _teachers(job: JobConfig) -> Iterator[tuple[str, str]]:
+    """(key, reference) of the teachers on this machine, but for those that another job of a pipeline makes."""
+    models = getattr(job, "models", None)
+    if isinstance(models, ModelsConfig):
+        yield from ((key, one) for key, one in models.teachers_by_key.items() if Citation.read(one) is None)
+    else:
+        yield from _named(job, "models.teacher")
 
 
 def _is_path(reference: str) -> bool:

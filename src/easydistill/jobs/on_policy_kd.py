@@ -6,13 +6,15 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from easydistill.asking.label import LabelStage
+from easydistill.asking.label import LabelStage, OwnPlans
+from easydistill.asking.row_teachers import RowTeachers
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.inference import ApiInferenceConfig, AutoInferenceConfig, WorkersOptions
 from easydistill.config.job import JobConfig
 from easydistill.config.launch import LaunchConfig
-from easydistill.config.models import ModelsConfig
+from easydistill.config.models import TeachersConfig
+from easydistill.contracts.teacher import TeacherPlan
 from easydistill.engine.stage import Stage
 from easydistill.evaluation.config import EvaluationSection
 from easydistill.evaluation.stage import EvaluateStage
@@ -26,7 +28,8 @@ from easydistill.teachers.sections import ScoringInference
 
 
 class Job(JobConfig):
-    """The teacher is `models.teacher`, or a vLLM server at `inference.base_url`."""
+    """The teacher is `models.teacher`, or a vLLM server at `inference.base_url`; or each row has one of
+    `models.teachers`."""
 
     job_type: Literal["on_policy_kd"]
     """Which job this is."""
@@ -34,7 +37,7 @@ class Job(JobConfig):
     inference: ScoringInference = Field(default=AutoInferenceConfig())
     """How the teacher answers, if its answers are needed. With `base_url`, the vLLM server that answers and gives the
     log-probabilities of the student's tokens."""
-    models: ModelsConfig
+    models: TeachersConfig
     on_policy: OnPolicyConfig = OnPolicyConfig()
     training: TrainingConfig = TrainingConfig()
     launch: LaunchConfig | None = None
@@ -54,7 +57,7 @@ class Job(JobConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Job:
-        if self.server is None and self.models.teacher is None:
+        if self.server is None and not self.models.teachers_by_key:
             raise Unfit("there is no teacher", "set models.teacher, or inference.base_url (a vLLM server)")
         if isinstance(self.inference, WorkersOptions) and self.inference.workers is not None:
             raise Unfit("the teacher is in the process that trains, not in workers", "remove inference.workers")
@@ -96,6 +99,18 @@ class Job(JobConfig):
         return self
 
     @model_validator(mode="after")
+    def _fits_several_teachers(self) -> Job:
+        if self.models.teachers is None:
+            return self
+        if self.server is not None:
+            problem = "models.teachers are models on this machine, and inference.base_url is a server for all rows"
+            raise Unfit(problem, "remove inference.base_url, or remove models.teachers")
+        if getattr(self.inference, "replicas", None) is not None:
+            problem = "inference.replicas serve one model, and each row is answered by its own of models.teachers"
+            raise Unfit(problem, "remove inference.replicas")
+        return self
+
+    @model_validator(mode="after")
     def _fits_its_processes(self) -> Job:
         check_rollouts(self.launch, "on_policy", self.on_policy.rollouts)
         return self
@@ -110,9 +125,17 @@ def plan(job: Job) -> list[Stage]:
     rows = kind(job.dataset, job.evaluation, labels, awaits_thoughts=apart, shown_to=job.models)
     stages: list[Stage] = []
     if labels:
-        teacher = plan_teacher(job.inference, job.models.teacher, job.dataset.template)
-        stages.append(LabelStage(job.dataset, job.inference, teacher, unseen=lambda: rows.refuses_images))
+        stages.append(LabelStage(job.dataset, job.inference, _asked(job), unseen=lambda: rows.refuses_images))
     stages.append(OnPolicyStage(rows, job.models, job.training, job.on_policy, job.inference))
     if job.evaluation.enabled:
         stages.append(EvaluateStage(rows, job.models, job.evaluation, job.training.max_length))
     return stages
+
+
+def _asked(job: Job) -> TeacherPlan | OwnPlans:
+    """What answers the prompts: one teacher, or each row's own."""
+    template, teachers = job.dataset.template, RowTeachers.of(job.models)
+    if teachers is None:
+        return plan_teacher(job.inference, job.models.teacher, template)
+    models = teachers.references.items()
+    return OwnPlans(teachers, {name: plan_teacher(job.inference, model, template) for name, model in models})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from easydistill.report.collect import Facts, MetricRow
 from easydistill.report.document import Cell, Column, Table, compared, row
 from easydistill.report.figures import MISSING, Figure, percentage, plain
@@ -47,13 +49,21 @@ KINDS = {
     ),
 }
 
+OF_TEACHERS = ("kl", "agreement", "acceptance")
+"""Metrics that there may also be of the rows of each of several teachers, as `kl/math`."""
+
 
 def figure_of(name: str) -> Figure:
     """How a metric is shown; a metric that is not known has its own name and no unit."""
+    kind, _, teacher = name.partition("/")
+    if teacher and kind in OF_TEACHERS:
+        return replace(KINDS[kind], label=f"{KINDS[kind].label}: {teacher}")
     return KINDS.get(name) or Figure(name.replace("_", " ").replace("reward/", "Reward "), form="")
 
 
 def value_text(name: str, value: object) -> str:
+    kind = name.partition("/")[0]
+    name = kind if kind in OF_TEACHERS else name
     return KINDS[name].text(value) if name in KINDS else plain(value)
 
 

@@ -44,6 +44,10 @@ def teacher_words(facts: Facts) -> tuple[str, str]:
         given = [name for name, reward in facts.section("rewards").items() if reward is not None]
         return f"rewards: {', '.join(given)}", "applied to the student's own answers"
     reference = as_text(facts.setting("models.teacher"))
+    if several := as_dict(facts.setting("models.teachers")):
+        models = {**({"other rows": reference} if reference else {}), **several}
+        named = ", ".join(f"{short_model(as_text(model))} ({name})" for name, model in models.items())
+        return named, "each teaches the rows that name it"
     if not reference:
         return "pairs of answers" if facts.on_pairs else "labelled rows", "no teacher was asked"
     name = short_model(reference)

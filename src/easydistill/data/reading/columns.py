@@ -75,6 +75,12 @@ def value_at(row: Mapping[str, Any], column: str) -> Any:
     return value
 
 
+def column_value(row: Mapping[str, Any], column: str) -> Any:
+    """As `value_at`, with None where there is no such column."""
+    value = value_at(row, column)
+    return None if value is _ABSENT else value
+
+
 def has_column(row: Any, column: str) -> bool:
     """Whether a row has a column."""
     return isinstance(row, Mapping) and value_at(row, column) is not _ABSENT

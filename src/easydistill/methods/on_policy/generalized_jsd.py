@@ -13,7 +13,8 @@ Shapes: N tokens, D hidden width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from easydistill.kernels.linear_jsd import Divergence, linear_generalized_jsd
 from easydistill.kernels.logprobs import completion_states
 from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.on_policy.fit import FORWARD_KL, WITHOUT_ROLLOUTS, Fit, answers_figures, fitting
+from easydistill.methods.on_policy.own_teachers import by_name, groups, token_places
 from easydistill.methods.on_policy.trainer import SampledTraining, run_loop
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.compat import check_head
@@ -41,6 +43,8 @@ from easydistill.models.student import Student
 if TYPE_CHECKING:
     from easydistill.models.multimodal import Vision
 
+    Visions = tuple[Vision | None, Vision | Mapping[str, Vision | None] | None]
+
 
 def train(
     student: Student,
@@ -52,21 +56,25 @@ def train(
     reporter: Reporter,
     stop: StopSignal,
     writer: Writer | None = None,
-    visions: tuple[Vision | None, Vision | None] = (None, None),
+    visions: Visions = (None, None),
 ) -> TrainingOutcome:
-    """Train `student` in place (float32 on the CPU when it enters) towards `teacher`, which has its vocabulary.
+    """Train `student` in place (float32 on the CPU when it enters) towards `teacher`, which has its vocabulary, or each
+    row towards the one that it is `taught_by`.
 
     Resumes from the last complete checkpoint, with the same final weights as an uninterrupted run.
 
     Args:
+        teacher: a model, or models by name.
         writer: what generates the student's answers; by default the student, through transformers.
-        visions: of a student and of a teacher that see images.
+        visions: of a student and of a teacher that see images, or of teachers by name.
 
     Raises:
         DataError: there are no rows, or the loss is not finite.
         Interrupted: `stop` was requested; the state is in a checkpoint.
     """
-    check_head(teacher, sight_test(visions[1], [(row.prompt, row.images) for row in rows]))
+    sights = by_name(visions[1])
+    for name, model in by_name(teacher).items():
+        check_head(model, sight_test(sights.get(name), [(row.prompt, row.images) for row in rows]))
     return run_loop(
         lambda: DivergenceTraining(student, rows, teacher, config, on_policy, checkpoints, reporter, writer, visions),
         student,
@@ -99,12 +107,12 @@ class DivergenceTraining(SampledTraining):
         checkpoints: Path,
         reporter: Reporter,
         writer: Writer | None = None,
-        visions: tuple[Vision | None, Vision | None] = (None, None),
+        visions: Visions = (None, None),
     ) -> None:
         super().__init__(student, rows, _NoScores(), config, on_policy, checkpoints, reporter, writer, visions[0])
-        self._teachers_vision = visions[1]
-        self._teacher = strategy().beside(teacher).eval()
-        self._read_ND: Tensor | None = None
+        self._sights = by_name(visions[1])
+        self._teachers = {name: strategy().beside(model).eval() for name, model in by_name(teacher).items()}
+        self._read: list[tuple[str, list[int], Tensor]] = []
         self._own = torch.zeros(3, dtype=torch.float64)
         if on_policy.fits_beta and on_policy.rollout_share == 0:
             self._choose(WITHOUT_ROLLOUTS)
@@ -163,31 +171,50 @@ class DivergenceTraining(SampledTraining):
         return Divergence(fitted if chosen.beta is None else chosen.beta)
 
     def _before(self, part: list[Written]) -> None:
-        """Have the teacher read a micro-batch."""
-        asked, images = [(item.ids, len(item.prompt)) for item in part], [item.images for item in part]
+        """Have each teacher read its sequences of a micro-batch."""
         with self._phases.during("teacher"), torch.no_grad(), self._autocast(cached=True):
-            self._read_ND, _ = completion_states(
-                self._teacher, asked, self._pad, flat=True, vision=self._teachers_vision, images=images
-            )
+            self._read = []
+            for name, numbers in groups(part).items():
+                asked = [(part[number].ids, len(part[number].prompt)) for number in numbers]
+                images, vision = [part[number].images for number in numbers], self._sights.get(name)
+                read_ND, _ = completion_states(
+                    self._teachers[name], asked, self._pad, flat=True, vision=vision, images=images
+                )
+                self._read.append((name, numbers, read_ND))
 
     def _loss(self, part: list[Written]) -> Tensor:
         asked, images = self._shown(part)
-        assert self._read_ND is not None
         with self._autocast():
             hidden_ND, _ = completion_states(
                 self._student.model, asked, self._pad, flat=self._flat, vision=self._vision, images=images
             )
-            found = linear_generalized_jsd(
-                hidden_ND,
-                Head.of(self._student.model),
-                self._read_ND,
-                Head.of(self._teacher),
-                [(len(item.completion), self._divergence(item.rolled)) for item in part],
-                temperature=self._on_policy.temperature,
-                chunk_bytes=self._config.loss_chunk_bytes,
-            )
-        self._read_ND = None
-        rolled_N = torch.tensor([item.rolled for item in part for _ in item.completion], device=hidden_ND.device)
+            losses = [self._from_one(part, hidden_ND, *read) for read in self._read]
+        self._read = []
+        return functools.reduce(torch.add, losses)
+
+    def _from_one(
+        self, part: list[Written], hidden_ND: Tensor, name: str, numbers: list[int], read_ND: Tensor
+    ) -> Tensor:
+        """The summed loss of one teacher's sequences of a micro-batch.
+
+        Args:
+            hidden_ND: the student's, of the tokens of all sequences.
+            read_ND: the teacher's, of those of its own.
+        """
+        if len(numbers) < len(part):
+            places_N = torch.tensor(token_places(part, numbers), dtype=torch.long, device=hidden_ND.device)
+            hidden_ND = hidden_ND.index_select(0, places_N)
+        items = [part[number] for number in numbers]
+        found = linear_generalized_jsd(
+            hidden_ND,
+            Head.of(self._student.model),
+            read_ND,
+            Head.of(self._teachers[name]),
+            [(len(item.completion), self._divergence(item.rolled)) for item in items],
+            temperature=self._on_policy.temperature,
+            chunk_bytes=self._config.loss_chunk_bytes,
+        )
+        rolled_N = torch.tensor([item.rolled for item in items for _ in item.completion], device=hidden_ND.device)
         of_own = (found.reverse_kl_N[rolled_N].sum(), found.entropy_N[rolled_N].sum(), rolled_N.sum())
         self._own += torch.stack([value.double() for value in of_own]).cpu()
         return found.total

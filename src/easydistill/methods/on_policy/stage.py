@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from easydistill.asking.row_teachers import RowTeachers
 from easydistill.config.deepspeed_checks import rollout_issues
 from easydistill.config.inference import ApiInferenceConfig, LocalInferenceConfig
 from easydistill.config.models import ModelsConfig
@@ -17,7 +18,7 @@ from easydistill.data.messages import images_of
 from easydistill.data.records import Rejection, Sample
 from easydistill.engine.checks import needs_extra, unreadable_rows
 from easydistill.engine.stage import Estimate, StageContext, StageResult
-from easydistill.errors import ConfigError, ConfigIssue
+from easydistill.errors import ConfigError, ConfigIssue, MissingExtra, ModelError
 from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.stage import TrainStage
@@ -73,6 +74,7 @@ class OnPolicyStage(TrainStage):
         super().__init__(rows, models, training)
         self._on_policy = on_policy
         self._inference = inference
+        self._own = RowTeachers.of(models)
         if not on_policy.learns_answers:
             # Answers in the file do not matter then.
             self._foresight = replace(self._foresight, read=rows.preview_prompts)
@@ -85,8 +87,8 @@ class OnPolicyStage(TrainStage):
         issues = super().preflight() + rollout_issues(self.launch, self._on_policy.rollouts)
         if isinstance(self._rows, PromptRows):
             issues += unreadable_rows("dataset.instruction_path", self._rows.dataset.instruction_path)
-        if self._server is None and self._models.teacher is not None:
-            issues += model_issues("models.teacher", self._models.teacher)
+        if self._server is None:
+            issues += [issue for named in self._models.teachers_by_key.items() for issue in model_issues(*named)]
         if self._server is not None and "ENDPOINT" in self._server.base_urls:
             problem = '"ENDPOINT" is a placeholder for the address of your vLLM server'
             issues.append(ConfigIssue("config", "inference.base_url", problem, "e.g. http://localhost:8000/v1"))
@@ -95,8 +97,30 @@ class OnPolicyStage(TrainStage):
         return issues
 
     def examine(self) -> list[ConfigIssue]:
-        """Also compare how teacher and student read images."""
-        return super().examine() or self._image_issues()
+        """Also compare how teacher and student read images, and several teachers' vocabularies with the student's."""
+        return super().examine() or self._image_issues() or self._own_issues()
+
+    def _own_issues(self) -> list[ConfigIssue]:
+        """Teachers, if they are several, that the student cannot be compared with: found before any is asked."""
+        from easydistill.models.compatibility import student_side
+        from easydistill.models.loading import load_tokenizer, same_vocabulary
+
+        if self._own is None:
+            return []
+        try:
+            assert isinstance(self._inference, LocalInferenceConfig)
+            ours, trust = student_side(self._models).tokenizer, self._inference.trust_remote_code
+            return [
+                _unlike(key)
+                for key, reference in self._models.teachers_by_key.items()
+                if not same_vocabulary(ours, load_tokenizer(reference, trust_remote_code=trust))
+            ]
+        except MissingExtra:
+            # Told by the stage's other checks.
+            return []
+        except ModelError as error:
+            problem, _, hint = str(error).partition("\n    → ")
+            return [ConfigIssue("config", "models.teachers", problem, hint)]
 
     def _image_issues(self) -> list[ConfigIssue]:
         reference = self._models.teacher
@@ -119,17 +143,19 @@ class OnPolicyStage(TrainStage):
     def _teacher_identity(self) -> dict[str, Any]:
         if isinstance(self._inference, ApiInferenceConfig):
             return {"base_url": endpoint_name(self._inference.base_urls), "model": self._inference.model}
+        if self._own is not None:
+            return {**self._own.identity(), "dtype": self._inference.dtype}
         assert self._models.teacher is not None
         return {**resolve(self._models.teacher).identity(), "dtype": self._inference.dtype}
 
     def estimate(self, directory: Path) -> Estimate:
         own = super().estimate(directory)
-        if own.memory_bytes is None or self._server is not None or self._models.teacher is None:
+        if own.memory_bytes is None or self._server is not None or not self._models.teachers_by_key:
             return own
-        teacher = model_parameters(self._models.teacher)
-        return Estimate(
-            disk_bytes=own.disk_bytes, memory_bytes=None if teacher is None else own.memory_bytes + 2 * teacher
-        )
+        # A model of several names is loaded once.
+        sizes = [model_parameters(reference) for reference in set(self._models.teachers_by_key.values())]
+        known = sum(size for size in sizes if size is not None)
+        return Estimate(disk_bytes=own.disk_bytes, memory_bytes=None if None in sizes else own.memory_bytes + 2 * known)
 
     def prepare(self, context: StageContext) -> None:
         """Remove what an earlier attempt left unfinished, of the cold start and of what follows it."""
@@ -140,6 +166,7 @@ class OnPolicyStage(TrainStage):
         from easydistill.methods.shared.restored import trimmed_vocabulary
 
         samples, heldout, unreadable = self._rows.read(context)
+        taught = self._taught(samples, heldout, context)
         student = loaded_student(self._models, self._training.max_length, context)
         vision = vision_of(student, context)
         renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context, vision)
@@ -170,16 +197,32 @@ class OnPolicyStage(TrainStage):
             heldout_rows=len(heldout),
             truncated_rows=figures.truncated,
             **figures.metrics(),
+            **taught,
             student=student.description,
         )
 
+    def _taught(self, samples: Iterable[Sample], heldout: Iterable[Sample], context: StageContext) -> dict[str, Any]:
+        """How many training rows each teacher has, as a metric, if there are several.
+
+        Raises:
+            DataError: a row names a teacher that is not known.
+        """
+        if self._own is None:
+            return {}
+        counts = self._own.counts(samples)
+        every = counts + self._own.counts(heldout)
+        for line in self._own.lines(every):
+            context.reporter.say(f"  {line}")
+        return {"rows_by_teacher": dict(counts)}
+
     def _limits(self, student: Student) -> Limits:
         """Of rows that the student writes and the teacher scores."""
-        if self._server is not None or self._models.teacher is None:
-            return student.limits
-        return student.limits.joined(
-            Limits.of_reference(self._models.teacher, trust_remote_code=self._models.trust_remote_code)
-        )
+        limits = student.limits
+        if self._server is None:
+            trust = self._models.trust_remote_code
+            for reference in self._models.teachers_by_key.values():
+                limits = limits.joined(Limits.of_reference(reference, trust_remote_code=trust))
+        return limits
 
     def _prepare(
         self, renderer: ChatRenderer, samples: Sequence[Sample], limits: Limits
@@ -212,7 +255,11 @@ class OnPolicyStage(TrainStage):
         if isinstance(prompt, Rejection):
             return prompt
         return PromptRow(
-            sample.id, prompt, None if label is None else split_label(label), images_of(*sample.prompt_chat.messages)
+            sample.id,
+            prompt,
+            None if label is None else split_label(label),
+            images_of(*sample.prompt_chat.messages),
+            "" if self._own is None else self._own.name_of(sample),
         )
 
     def _train(
@@ -252,9 +299,9 @@ class OnPolicyStage(TrainStage):
             if self._on_policy.objective == "generalized_jsd":
                 from easydistill.methods.on_policy import generalized_jsd
 
-                teacher = self._local_teacher(student, vocabulary)
-                visions = vision, self._teachers_vision(rows, vision, context)
-                return generalized_jsd.train(student, rows, teacher, *shared, writer, visions)
+                teachers = self._local_teachers(student, rows, vocabulary)
+                visions = vision, self._teachers_visions(teachers, rows, vision, context)
+                return generalized_jsd.train(student, rows, teachers, *shared, writer, visions)
             scores = self._scores(student, rows, vocabulary, vision, context)
             if self._on_policy.objective == "top_k_reverse_kl":
                 from easydistill.methods.on_policy import top_k
@@ -262,18 +309,29 @@ class OnPolicyStage(TrainStage):
                 return top_k.train(student, rows, scores, *shared, writer, vision)
             return sampled.train(student, rows, scores, *shared, writer, vision)
 
+    def _teachers_visions(
+        self, names: Iterable[str], rows: Sequence[PromptRow], student: Vision | None, context: StageContext
+    ) -> dict[str, Vision | None]:
+        """What each of some teachers sees of images."""
+        return {name: self._teachers_vision(self._reference(name), rows, student, context) for name in names}
+
+    def _reference(self, name: str) -> str:
+        """The model of a teacher on this machine."""
+        reference = self._models.teacher if self._own is None else self._own.references[name]
+        assert reference is not None
+        return reference
+
     def _teachers_vision(
-        self, rows: Sequence[PromptRow], student: Vision | None, context: StageContext
+        self, reference: str, rows: Sequence[PromptRow], student: Vision | None, context: StageContext
     ) -> Vision | None:
         """What a teacher on this machine sees of images.
 
         Raises:
             ConfigError: it sees none, or reads some as other tokens than the student.
         """
-        assert self._models.teacher is not None
         images = {image for row in rows for image in row.images}
         problem = "the teacher reads text alone, and rows have images"
-        found = teachers_vision(self._models, self._models.teacher, context.images.path)
+        found = teachers_vision(self._models, reference, context.images.path)
         if found is not None:
             if student is None or all(found.image_tokens(one) == student.image_tokens(one) for one in images):
                 return found
@@ -304,7 +362,7 @@ class OnPolicyStage(TrainStage):
         vocabulary: int,
         vision: Vision | None,
         context: StageContext,
-    ) -> ListingScores:
+    ) -> ListingScores | Mapping[str, ListingScores]:
         if self._server is not None:
             from easydistill.teachers.openai.scores import ServerScores
 
@@ -314,12 +372,28 @@ class OnPolicyStage(TrainStage):
             )
         from easydistill.methods.shared.rollouts import LocalScores
 
-        teacher, pad = self._local_teacher(student, vocabulary), min(student.eos_ids, default=0)
-        sight = self._teachers_vision(rows, vision, context)
-        return LocalScores(teacher, pad, self._training.loss_chunk_bytes, sight)
+        teachers, pad = self._local_teachers(student, rows, vocabulary), min(student.eos_ids, default=0)
+        sights = self._teachers_visions(teachers, rows, vision, context)
+        chunk = self._training.loss_chunk_bytes
+        return {name: LocalScores(model, pad, chunk, sights[name]) for name, model in teachers.items()}
 
-    def _local_teacher(self, student: Student, vocabulary: int) -> Any:
-        """The teacher on this machine's device, its vocabulary trimmed to the student's.
+    def _local_teachers(self, student: Student, rows: Sequence[PromptRow], vocabulary: int) -> dict[str, Any]:
+        """The teachers of the rows, by name; a model that has several names is loaded once.
+
+        Raises:
+            ConfigError: the vocabulary of one differs.
+        """
+        models: dict[str, Any] = {}
+        found: dict[str, Any] = {}
+        for name in sorted({row.taught_by for row in rows}):
+            reference = self._reference(name)
+            if reference not in models:
+                models[reference] = self._local_teacher(reference, student, vocabulary)
+            found[name] = models[reference]
+        return found
+
+    def _local_teacher(self, reference: str, student: Student, vocabulary: int) -> Any:
+        """A teacher on this machine's device, its vocabulary trimmed to the student's.
 
         Raises:
             ConfigError: its vocabulary differs.
@@ -327,19 +401,20 @@ class OnPolicyStage(TrainStage):
         from easydistill.methods.shared.restored import trim_vocabulary
         from easydistill.models.loading import choose_dtype, device, load_model, load_tokenizer, same_vocabulary
 
-        reference = self._models.teacher
-        assert reference is not None
         assert isinstance(self._inference, LocalInferenceConfig)
         trust = self._inference.trust_remote_code
         if not same_vocabulary(student.tokenizer, load_tokenizer(reference, trust_remote_code=trust)):
-            problem = (
-                "teacher and student have different vocabularies, but on-policy distillation compares token by token"
-            )
-            hint = "use models of one family, or black_box_kd_local, which learns from text"
-            raise ConfigError(ConfigIssue("config", "models", problem, hint))
+            raise ConfigError(_unlike("models"))
         teacher = load_model(reference, choose_dtype(self._inference.dtype, device()), trust_remote_code=trust)
         trim_vocabulary(teacher, vocabulary)
         return teacher.to(device())
+
+
+def _unlike(key: str) -> ConfigIssue:
+    """Why a teacher is refused whose tokens are not the student's."""
+    problem = "teacher and student have different vocabularies, but on-policy distillation compares token by token"
+    hint = "use models of one family, or black_box_kd_local, which learns from text"
+    return ConfigIssue("config", key, problem, hint)
 
 
 def split_label(label: Rendered) -> tuple[list[int], list[int]]:

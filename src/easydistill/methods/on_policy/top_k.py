@@ -15,7 +15,7 @@ Shapes: N tokens, M listed ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +29,8 @@ from easydistill.engine.progress import Reporter
 from easydistill.kernels.linear_distillation import Objective, Targets, linear_distillation
 from easydistill.kernels.logprobs import completion_states
 from easydistill.methods.on_policy.config import OnPolicyConfig
-from easydistill.methods.on_policy.trainer import SampledTraining, run_loop
+from easydistill.methods.on_policy.own_teachers import by_name, each_by_its_own
+from easydistill.methods.on_policy.trainer import SampledTraining, run_loop, sequences_of
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.rollouts import ListingScores, PromptRow, Writer, Written
 from easydistill.methods.shared.watch import TrainingOutcome
@@ -48,7 +49,7 @@ on the student's side."""
 def train(
     student: Student,
     rows: Sequence[PromptRow],
-    scores: ListingScores,
+    scores: ListingScores | Mapping[str, ListingScores],
     config: TrainingConfig,
     on_policy: OnPolicyConfig,
     checkpoints: Path,
@@ -75,7 +76,7 @@ class TopKTraining(SampledTraining):
         self,
         student: Student,
         rows: Sequence[PromptRow],
-        scores: ListingScores,
+        scores: ListingScores | Mapping[str, ListingScores],
         config: TrainingConfig,
         on_policy: OnPolicyConfig,
         checkpoints: Path,
@@ -84,13 +85,15 @@ class TopKTraining(SampledTraining):
         vision: Vision | None = None,
     ) -> None:
         super().__init__(student, rows, scores, config, on_policy, checkpoints, reporter, writer, vision)
-        self._listing = scores
+        self._listing: Mapping[str, ListingScores] = by_name(scores)
         self._lists: list[Listed] = []
 
-    def _given(
-        self, asked: Sequence[tuple[list[int], int]], stop: StopSignal, *images: Sequence[tuple[str, ...]]
-    ) -> list[list[float]]:
-        self._lists = self._listing.lists(asked, self._on_policy.top_k, stop, *images)
+    def _given(self, rollouts: Sequence[Written], stop: StopSignal) -> list[list[float]]:
+        def ask(name: str, part: list[Written]) -> list[Listed]:
+            asked, images = sequences_of(part)
+            return self._listing[name].lists(asked, self._on_policy.top_k, stop, *images)
+
+        self._lists = each_by_its_own(rollouts, ask)
         return [listed.own for listed in self._lists]
 
     def _score(

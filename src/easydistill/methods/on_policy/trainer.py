@@ -11,7 +11,7 @@ of the whole optimiser step, including the token that ends an answer if it was g
 gives no log-probability (a placeholder such as −9999, or nothing finite) are left out of the loss and of N.
 
 The choice of sequences, rollouts and scoring are in `shared/rollouts.py`. `generalized_jsd.py` has the other objective
-of this loop.
+of this loop. Where teachers are several, each scores the sequences of its own rows (`own_teachers.py`).
 
 Shapes: N tokens, R of them the student's own.
 """
@@ -22,7 +22,7 @@ import functools
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
@@ -40,6 +40,7 @@ from easydistill.kernels.logprobs import completion_logprobs
 from easydistill.methods.on_policy.alarms import Alarms
 from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.on_policy.fit import Fit
+from easydistill.methods.on_policy.own_teachers import by_name, each_by_its_own
 from easydistill.methods.on_policy.schedule import Schedule
 from easydistill.methods.on_policy.steps import steps_of
 from easydistill.methods.sft.config import TrainingConfig
@@ -107,7 +108,7 @@ def sampled_reverse_kl(logprobs_N: Tensor, old_N: Tensor, teacher_N: Tensor, cli
 def train(
     student: Student,
     rows: Sequence[PromptRow],
-    scores: TeacherScores,
+    scores: TeacherScores | Mapping[str, TeacherScores],
     config: TrainingConfig,
     on_policy: OnPolicyConfig,
     checkpoints: Path,
@@ -122,6 +123,7 @@ def train(
     scores are reproducible (a model in this process; a server's rounding depends on its batches).
 
     Args:
+        scores: the teacher, or by name those that rows are `taught_by`.
         writer: what generates the student's answers; by default the student, through transformers.
         vision: of a student that sees images.
 
@@ -203,6 +205,12 @@ def _numbers(steps: Iterable[Sequence[Written]]) -> list[int]:
     return found
 
 
+def sequences_of(rollouts: Sequence[Written]) -> tuple[list[tuple[list[int], int]], list[list[tuple[str, ...]]]]:
+    """(token ids, start) of each, and what follows them in a call of a scorer: the images of each, if any has some."""
+    images = [item.images for item in rollouts]
+    return [(item.ids, len(item.prompt)) for item in rollouts], [images] if any(images) else []
+
+
 class SampledTraining:
     """The training loop: optimiser steps over rollouts, logging, checkpoints."""
 
@@ -210,7 +218,7 @@ class SampledTraining:
         self,
         student: Student,
         rows: Sequence[PromptRow],
-        scores: TeacherScores,
+        scores: TeacherScores | Mapping[str, TeacherScores],
         config: TrainingConfig,
         on_policy: OnPolicyConfig,
         checkpoints: Path,
@@ -218,7 +226,8 @@ class SampledTraining:
         writer: Writer | None = None,
         vision: Vision | None = None,
     ) -> None:
-        self._student, self._rows, self._scores, self._vision = student, rows, scores, vision
+        self._student, self._rows, self._vision = student, rows, vision
+        self._scores: Mapping[str, TeacherScores] = by_name(scores)
         self._config, self._on_policy = config, on_policy
         self._checkpoints, self._reporter = checkpoints, reporter
         self._writer = writer or ModelWriter(vision)
@@ -319,7 +328,7 @@ class SampledTraining:
     ) -> list[Written]:
         """The student's answers to the prompts of sequences that are still empty."""
         with self._autocast(cached=True):
-            return self._writer.write(
+            written = self._writer.write(
                 model,
                 [(item.id, item.prompt) for item in asked],
                 self._step,
@@ -330,6 +339,7 @@ class SampledTraining:
                 numbers,
                 [item.images for item in asked],
             )
+        return [replace(item, taught_by=row.taught_by) for item, row in zip(written, asked, strict=True)]
 
     def _assigned(self, step: int) -> list[Written]:
         """A step's sequences of all ranks; those that the student is to generate are still empty."""
@@ -341,11 +351,8 @@ class SampledTraining:
         self, rollouts: list[Written], own: Sequence[tuple[list[float], list[float]]], stop: StopSignal
     ) -> tuple[list[Written], list[float]]:
         """The rollouts with log p_old and log p_T of their tokens, and the student's entropy at each, in nats."""
-        asked = [(item.ids, len(item.prompt)) for item in rollouts]
         with self._phases.during("teacher"):
-            images = [item.images for item in rollouts]
-            shown = (images,) if any(images) else ()
-            given = together(lambda: self._given(asked, stop, *shown) if asked else [])
+            given = together(lambda: self._given(rollouts, stop))
         usable = [[[usable_logprob(value) for value in row] for row in part] for part in given]
         by_teacher = usable[rank()]
         if any(usable) and all(math.isnan(value) for part in usable for row in part for value in row):
@@ -359,11 +366,14 @@ class SampledTraining:
         ]
         return found, [value for _, entropies in own for value in entropies]
 
-    def _given(
-        self, asked: Sequence[tuple[list[int], int]], stop: StopSignal, *images: Sequence[tuple[str, ...]]
-    ) -> list[list[float]]:
+    def _given(self, rollouts: Sequence[Written], stop: StopSignal) -> list[list[float]]:
         """The teacher's log-probabilities of rollouts, as it gives them."""
-        return self._scores.score(asked, stop, *images)
+
+        def ask(name: str, part: list[Written]) -> list[list[float]]:
+            asked, images = sequences_of(part)
+            return self._scores[name].score(asked, stop, *images)
+
+        return each_by_its_own(rollouts, ask)
 
     def update(self, batch: list[Written]) -> dict[str, float]:
         """Take one optimiser step; returns its figures."""

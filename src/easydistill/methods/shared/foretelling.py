@@ -195,7 +195,8 @@ class Foresight:
         """What becomes of the thoughts of answers that are yet to be made, if the template shows none."""
         if not self.awaits_thoughts or self.settings.thoughts is not None:
             return []
-        if self.models.teacher is not None and not model_may_think(self.models.teacher):
+        teachers = self.models.teachers_by_key.values()
+        if teachers and not any(map(model_may_think, teachers)):
             return []
         from easydistill.data.chat.sentinels import THOUGHTS
 

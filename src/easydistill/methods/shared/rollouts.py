@@ -54,6 +54,8 @@ class PromptRow:
     """(prompt, completion)."""
     images: tuple[str, ...] = ()
     """The digests of the prompt's images, in the order of their tokens."""
+    taught_by: str = ""
+    """The name of its teacher, if there are several."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class Written:
     """At each completion token, the teacher's most probable tokens but for this one."""
     listed_logprobs: list[list[float]] | None = None
     """log p_T of those."""
+    taught_by: str = ""
+    """The name of the row's teacher, if there are several."""
 
     @property
     def learned(self) -> list[bool]:
@@ -138,9 +142,9 @@ def rolled_positions(share: float, step: int, count: int, seed: int) -> set[int]
 def assign(row: PromptRow, rolled: bool) -> Written:
     """The row for the student to answer (completion still empty), or with the teacher's answer."""
     if rolled:
-        return Written(row.id, row.prompt, [], rolled=True, images=row.images)
+        return Written(row.id, row.prompt, [], rolled=True, images=row.images, taught_by=row.taught_by)
     assert row.label is not None, "the job requires labels if rollout_share is below 1"
-    return Written(row.id, *row.label, rolled=False, images=row.images)
+    return Written(row.id, *row.label, rolled=False, images=row.images, taught_by=row.taught_by)
 
 
 def batch_rows(config: TrainerConfig) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easydistill.config.models import FreshStudent, ModelsConfig
+from easydistill.config.models import FreshStudent, ModelsConfig, TeachersConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.data.images import ImageStore
 from easydistill.data.images.normalise import inspect, pillow
@@ -49,6 +49,8 @@ def blindness(models: ModelsConfig | None) -> str | None:
     """
     if models is None:
         return TRAINS_ON_TEXT
+    if isinstance(models, TeachersConfig) and models.teachers is not None:
+        return "models.teachers are for rows of text: remove such rows, or take one teacher for all"
     if sees_images(models):
         return None
     (reference,) = student_references(models) or ["it"]
