@@ -107,6 +107,8 @@ def test_the_report_files_and_commands(tiny_model: Path, tmp_path: Path, rows: s
     assert list(found) == ["safetensors:stored", "safetensors:float16", "gguf:f16", "gguf:q8_0"]
     assert found["safetensors:stored"]["kl"] == 0 and found["gguf:f16"]["kl"] < 1e-4 and found["gguf:q8_0"]["kl"] < 1e-2
     assert (run / "exports/safetensors-stored/tokenizer.json").is_file()
+    # A server under another account reads the weights too.
+    assert len({path.stat().st_mode for path in (run / "exports/safetensors-stored").iterdir()}) == 1
     gguf = run / "exports/gguf-q8_0"
     modelfile = (gguf / "Modelfile").read_text()
     assert modelfile.startswith("FROM ./model-q8_0.gguf\nTEMPLATE") and modelfile.endswith(

@@ -127,6 +127,7 @@ def test_a_tiny_model_is_rounded_and_what_is_left_out_is_told(
     assert json.loads((folder / "config.json").read_text())["quantization_config"]["quant_method"] == layout
     assert str(tmp_path) not in "".join(path.read_text() for path in folder.glob("*.json"))
     assert "vllm serve" in (folder / "README.md").read_text()
+    assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
     assert "| " + layout in (tmp_path / "run/report.md").read_text()
     # auto-round's loader for transformers computes with GPTQ's layout on a CPU, and not with AWQ's.
     assert layout == "awq" or agrees_with_auto_round(folder)

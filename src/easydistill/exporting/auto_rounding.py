@@ -71,7 +71,7 @@ def write_folder(source: Source, layout: str, number: str, target: Path) -> Writ
 
     from easydistill.exporting.packed_four_bits import layers_of
     from easydistill.models.loading import load_model
-    from easydistill.models.saving import make_savable
+    from easydistill.models.saving import let_read, make_savable
 
     assert source.calibration is not None, "the format says that it calibrates"
     model = load_model(source.directory, torch.float32)
@@ -89,6 +89,7 @@ def write_folder(source: Source, layout: str, number: str, target: Path) -> Writ
     # What auto-round writes of a tokenizer is what it was given, without its padding token.
     source.tokenizer.save_pretrained(target)
     _halve(target)
+    let_read(target)
     packed = layers_of(target)
     if not packed:
         raise ModelError(f"{source.reference}: auto-round has rounded none of its layers\n    → use gguf:q4_k_m")
