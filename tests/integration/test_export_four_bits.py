@@ -143,6 +143,7 @@ def test_smollm2_in_groups_that_fit(smollm: Path, tmp_path: Path, rows: str, oth
     easydistill.run(job_of(str(smollm), rows, tmp_path, "gptq:w4g64", calibration=fitted))
     found = records(tmp_path)["gptq:w4g64"]
     assert found["tensors"] == {"4-bit": 210} and 0 < found["kl"] < 0.5
+    assert found["notes"] == ["rounded by auto-round, to the nearest number, with searched scales"]
     # The embedding, a fifth of its weights, stays float16.
     assert 0.4 < found["bytes"] / found["source_bytes"] < 0.45
     assert found["lacks_ends"] == [] and found["other_ids"] is None

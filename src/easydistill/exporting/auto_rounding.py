@@ -99,7 +99,11 @@ def write_folder(source: Source, layout: str, number: str, target: Path) -> Writ
             "columns of theirs are not whole blocks of 32"
         )
     tokens, steps = sum(map(len, source.calibration.blocks)), source.calibration.iterations
-    how = f"fitted to {tokens:,} tokens in {steps:,} steps a layer" if steps else "to the nearest number"
+    # Without steps auto-round searches symmetric scales alone.
+    scales = "searched scales" if layout == "gptq" else "scales from the least and the largest weight of a group"
+    how = (
+        f"fitted to {tokens:,} tokens in {steps:,} steps a layer" if steps else f"to the nearest number, with {scales}"
+    )
     notes.append(f"rounded by auto-round, {how}")
     facts = {
         "tensors": {"4-bit": len(packed)} | ({"F16": len(skipped)} if skipped else {}),
