@@ -127,6 +127,7 @@ def test_a_tiny_model_is_rounded_and_what_is_left_out_is_told(
     assert json.loads((folder / "config.json").read_text())["quantization_config"]["quant_method"] == layout
     assert str(tmp_path) not in "".join(path.read_text() for path in folder.glob("*.json"))
     assert "vllm serve" in (folder / "README.md").read_text()
+    assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
     assert "| " + layout in (tmp_path / "run/report.md").read_text()
     # auto-round's loader for transformers computes with GPTQ's layout on a CPU, and not with AWQ's.
     assert layout == "awq" or agrees_with_auto_round(folder)
@@ -142,6 +143,7 @@ def test_smollm2_in_groups_that_fit(smollm: Path, tmp_path: Path, rows: str, oth
     easydistill.run(job_of(str(smollm), rows, tmp_path, "gptq:w4g64", calibration=fitted))
     found = records(tmp_path)["gptq:w4g64"]
     assert found["tensors"] == {"4-bit": 210} and 0 < found["kl"] < 0.5
+    assert found["notes"] == ["rounded by auto-round, to the nearest number, with searched scales"]
     # The embedding, a fifth of its weights, stays float16.
     assert 0.4 < found["bytes"] / found["source_bytes"] < 0.45
     assert found["lacks_ends"] == [] and found["other_ids"] is None

@@ -71,7 +71,7 @@ def write_folder(source: Source, layout: str, number: str, target: Path) -> Writ
 
     from easydistill.exporting.packed_four_bits import layers_of
     from easydistill.models.loading import load_model
-    from easydistill.models.saving import make_savable
+    from easydistill.models.saving import let_read, make_savable
 
     assert source.calibration is not None, "the format says that it calibrates"
     model = load_model(source.directory, torch.float32)
@@ -89,6 +89,7 @@ def write_folder(source: Source, layout: str, number: str, target: Path) -> Writ
     # What auto-round writes of a tokenizer is what it was given, without its padding token.
     source.tokenizer.save_pretrained(target)
     _halve(target)
+    let_read(target)
     packed = layers_of(target)
     if not packed:
         raise ModelError(f"{source.reference}: auto-round has rounded none of its layers\n    → use gguf:q4_k_m")
@@ -98,7 +99,11 @@ def write_folder(source: Source, layout: str, number: str, target: Path) -> Writ
             "columns of theirs are not whole blocks of 32"
         )
     tokens, steps = sum(map(len, source.calibration.blocks)), source.calibration.iterations
-    how = f"fitted to {tokens:,} tokens in {steps:,} steps a layer" if steps else "to the nearest number"
+    # Without steps auto-round searches symmetric scales alone.
+    scales = "searched scales" if layout == "gptq" else "scales from the least and the largest weight of a group"
+    how = (
+        f"fitted to {tokens:,} tokens in {steps:,} steps a layer" if steps else f"to the nearest number, with {scales}"
+    )
     notes.append(f"rounded by auto-round, {how}")
     facts = {
         "tensors": {"4-bit": len(packed)} | ({"F16": len(skipped)} if skipped else {}),

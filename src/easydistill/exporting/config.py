@@ -76,8 +76,9 @@ class CalibrationConfig(Section):
     max_blocks: PositiveInt = 128
     """Use at most this many blocks."""
     iterations: NonNegativeInt = 50
-    """Steps for each layer; 200 is auto-round's thorough setting. 0 fits nothing: scales are searched and weights are
-    rounded to the nearest number, which takes minutes where learning takes hours on a CPU."""
+    """Steps for each layer; 200 is auto-round's thorough setting. 0 fits nothing: weights are rounded to the
+    nearest number, which takes minutes where learning takes hours on a CPU. Scales are searched then, but for `gptq`
+    alone."""
     batch_size: PositiveInt = 8
     """Blocks of a step."""
     template_kwargs: TemplateVariables | None = None

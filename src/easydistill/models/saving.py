@@ -1,4 +1,4 @@
-"""Makes sure, before training, that a student can be saved after it.
+"""Makes sure, before training, that a student can be saved after it, and read by those who run it.
 
 `save_pretrained` refuses generation configs that `from_pretrained` loads: those with options of sampling but without
 `do_sample`, from `generation_config.json` or an old `config.json`. What is meant is clear, so it is mended.
@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from easydistill.errors import ModelError
@@ -33,6 +34,13 @@ def make_savable(model: Any, tokenizer: Any, reference: str) -> list[str]:
             "    → mend the file that this names (config.json, generation_config.json or the tokenizer's)"
         ) from error
     return notes
+
+
+def let_read(folder: Path) -> None:
+    """Let weights be read by whoever may read the model's config: safetensors saves them for their owner alone."""
+    mode = (folder / "config.json").stat().st_mode
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod(mode)
 
 
 def _mended(model: Any, reference: str) -> list[str]:

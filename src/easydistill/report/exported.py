@@ -35,13 +35,16 @@ def export_sections(facts: Facts) -> Iterator[doc.Section]:
     if not records:
         return
     rows = tuple(_row(record) for record in records)
-    titles = ("Size", "Of the student", "Bits a weight", "KL", "Agreement", "Tensors")
+    columns = (
+        *doc.columns("Size", "Of the student", "Bits a weight", "KL", "Agreement"),
+        doc.Column("Tensors", "kinds"),
+    )
     notes = [doc.Text(f"{_name(record)}: {note}", "soft") for record in records for note in _notes(record)]
     of = f"{as_int(records[0].get('rows')) or 0:,} rows, {as_int(records[0].get('tokens')) or 0:,} answer tokens."
     same = "Token ids of all texts and the chat template are the student's in every export. "
     blocks = (
         doc.Text(f"{_INTRO} Compared on {of}"),
-        doc.Table("Format", doc.columns(*titles), rows, style="tight"),
+        doc.Table("Format", columns, rows, style="tight exported"),
         doc.Text(same + _ends(records), "soft"),
         *notes,
     )

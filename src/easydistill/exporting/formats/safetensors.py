@@ -29,7 +29,7 @@ def write(source: Source, number: str, target: Path) -> Written:
 
     from easydistill.models.loading import load_model, stored_dtype
     from easydistill.models.reference import resolve
-    from easydistill.models.saving import make_savable
+    from easydistill.models.saving import let_read, make_savable
 
     name = stored_dtype(resolve(source.directory)) if number == "stored" else number
     dtype = getattr(torch, name)
@@ -38,6 +38,7 @@ def write(source: Source, number: str, target: Path) -> Written:
         refuse_overflow(model)
     notes = make_savable(model, source.tokenizer, source.reference)
     model.to(dtype).save_pretrained(target)
+    let_read(target)
     source.tokenizer.save_pretrained(target)
     for file in _PROCESSOR:
         if (path := Path(source.directory) / file).is_file():

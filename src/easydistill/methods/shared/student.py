@@ -269,14 +269,12 @@ def save_student(student: Student, renderer: ChatRenderer, chats: TemplateSettin
         chats: the `dataset` section: its `template`, if any, replaces the tokenizer's own.
     """
     from easydistill.models.loading import import_torch
+    from easydistill.models.saving import let_read
 
     torch = import_torch()
     shutil.rmtree(target, ignore_errors=True)
     student.model.to(getattr(torch, student.save_dtype)).save_pretrained(target)
-    # safetensors lets nobody but the owner read what it saves.
-    mode = (target / "config.json").stat().st_mode
-    for weights in target.glob("*.safetensors"):
-        weights.chmod(mode)
+    let_read(target)
     if not renderer.single_turn:
         if chats.template is not None:
             student.tokenizer.chat_template = renderer.template
