@@ -18,7 +18,7 @@ NAMES = {
     "fkl_half": "forward KL, half rollouts",
     "fkl_cool": "forward KL, rollouts at 0.7",
     "rkl_half": "reverse KL, half rollouts",
-    "mixed": "reverse KL on own text, forward KL on the teacher's",
+    "mixed": "reverse KL, forward on the teacher's text",
 }
 PANELS = {
     "reverse_kl": ("reverse KL, own text", "nats, lower is better"),
