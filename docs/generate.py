@@ -145,6 +145,8 @@ class Page:
         for section in self.sections.values():
             if taken.count(section.title.lower()) > 1 and "__" in section.name:
                 section.title = f"{section.title} ({section.name.split('__')[-3]})"
+            elif taken.count(section.title.lower()) > 1 and len(section.jobs) == 1:
+                section.title = f"{section.jobs[0]}: {section.title.lower()}"
 
     def text(self) -> str:
         shared = [section for section in self.sections.values() if len(section.jobs) > 1]

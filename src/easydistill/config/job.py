@@ -39,7 +39,7 @@ class JobConfig(Section):
 
     @model_validator(mode="after")
     def _storage_has_a_store(self) -> JobConfig:
-        if self.storage != StorageConfig() and self.remote is None:
+        if self.storage != type(self.storage)() and self.remote is None:
             raise Unfit(
                 "storage is set, but output_dir is not in an object store",
                 "set output_dir to a URL such as s3://bucket/runs/kd, or remove storage",

@@ -40,7 +40,7 @@ def _refuse_secrets(value: Any, path: str) -> None:
 class StorageConfig(Section):
     """How a run is kept in an object store."""
 
-    options: Annotated[dict[str, Any], AfterValidator(_without_secrets)] = Field(default_factory=dict)
+    options: Annotated[dict[str, Any], AfterValidator(_without_secrets)] = {}  # noqa: RUF012 (pydantic copies it)
     """fsspec's `storage_options`, such as `{"endpoint_url": "https://s3.example.com"}`. Without secrets."""
     working_directory: NonEmptyStr | None = None
     """The directory of this machine in which the run works; by default one in the user's cache

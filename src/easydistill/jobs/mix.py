@@ -7,7 +7,7 @@ from typing import Literal
 
 from easydistill.config.job import JobConfig
 from easydistill.engine.stage import Stage
-from easydistill.mixing.config import MixConfig
+from easydistill.mixing.config import MixtureConfig
 from easydistill.mixing.stage import MixStage
 
 
@@ -16,7 +16,7 @@ class Job(JobConfig):
 
     job_type: Literal["mix"]
     """Which job this is."""
-    mix: MixConfig
+    mix: MixtureConfig
 
     @property
     def max_rejected_share(self) -> float:

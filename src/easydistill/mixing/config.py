@@ -63,7 +63,7 @@ class InputConfig(Section):
         return Wanted(self.count if isinstance(self.count, int) else None, share, self.epochs)
 
 
-class MixConfig(Section):
+class MixtureConfig(Section):
     """Which rows are mixed, and how."""
 
     runtime_only: ClassVar[frozenset[str]] = frozenset({"labeled_path", "max_rejected_share"})
@@ -89,7 +89,7 @@ class MixConfig(Section):
     """If more than this share of the rows that were looked at is rejected, the run ends with exit code 3."""
 
     @model_validator(mode="after")
-    def _adds_up(self) -> MixConfig:
+    def _adds_up(self) -> MixtureConfig:
         shares = self._shares()
         if sum(shares) > 1:
             raise Unfit(f"the shares add up to {float(sum(shares)):g}", "lower them to 1 together")
@@ -100,7 +100,7 @@ class MixConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _makes_the_total(self) -> MixConfig:
+    def _makes_the_total(self) -> MixtureConfig:
         shares = self._shares()
         counts = [wanted.count for wanted in self.wanted().values() if wanted.count is not None]
         if self.total is None or len(shares) == len(self.inputs):

@@ -26,7 +26,7 @@ from easydistill.engine.checks import missing_folder, needs_extra, unreadable_ro
 from easydistill.engine.stage import FORETOLD, Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue, DataError, EasyDistillError
 from easydistill.mixing.allotment import Shortage, allot, known_total
-from easydistill.mixing.config import InputConfig, MixConfig
+from easydistill.mixing.config import InputConfig, MixtureConfig
 from easydistill.mixing.drawing import Drawn
 from easydistill.mixing.pool import CLASH, DUPLICATE, Pool
 from easydistill.synthesis.operators.decontaminate import REASONS as CONTAMINATED
@@ -45,7 +45,7 @@ class MixStage:
     offers = (LABELED_PARQUET, LABELED_JSON)
     classifies = False
 
-    def __init__(self, config: MixConfig) -> None:
+    def __init__(self, config: MixtureConfig) -> None:
         self._config = config
 
     def preflight(self) -> list[ConfigIssue]:

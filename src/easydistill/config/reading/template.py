@@ -16,6 +16,8 @@ _EXAMPLES: dict[tuple[str, str], Any] = {
     ("dataset", "instruction_path"): "train.json",
     ("dataset", "labeled_path"): "train_labeled.json",
     ("synthesis", "benchmarks"): ["benchmark.jsonl"],
+    ("synthesis", "allow_execution"): True,
+    ("mix", "inputs"): {"first": {"path": "first.json"}, "second": {"path": "second.jsonl"}},
     ("rewards", "verify"): {},
     ("inference", "base_url"): "http://localhost:8000/v1",
     ("inference", "api_key"): "${env:API_KEY}",
@@ -43,7 +45,8 @@ _WHOLE: dict[tuple[str, str], Any] = {
     ],
 }
 """Job and section, where the section's keys are the user's own."""
-_TEACHER_OUTSIDE = {"black_box_kd_api": {("models", "teacher")}}
+_LEFT_OUT = {"black_box_kd_api": {("models", "teacher")}, "release": {("dataset", "instruction_path")}}
+"""Keys of a section that a job refuses."""
 
 
 def starting_config(job: type[JobConfig]) -> str:
@@ -65,7 +68,7 @@ def starting_config(job: type[JobConfig]) -> str:
         elif isinstance(info.default, dict):
             lines += [_comment(info, 2), f'  // "{name}": {json.dumps(info.default)},']
         elif section is not None:
-            skip = _TEACHER_OUTSIDE.get(job_type, set())
+            skip = _LEFT_OUT.get(job_type, set())
             lines += [f'  "{name}": {{', *_section(section, name, skip), "  },"]
         elif any(models_in(info.annotation)):
             lines += [_comment(info, 2), f'  // "{name}": null,']
@@ -97,5 +100,5 @@ def _section(section: type[BaseModel], name: str, skip: set[tuple[str, str]]) ->
         lines.append(_comment(info, 4))
         default = None if info.default is PydanticUndefined else info.default
         hidden = "" if (name, field) in _EXAMPLES else "// "
-        lines.append(f'    {hidden}"{field}": {json.dumps(_EXAMPLES.get((name, field), default))},')
+        lines.append(f'    {hidden}"{info.alias or field}": {json.dumps(_EXAMPLES.get((name, field), default))},')
     return lines

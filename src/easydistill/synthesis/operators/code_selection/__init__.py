@@ -24,6 +24,7 @@ SUMMARY = "Rows whose program passes the row's tests."
 REASONS = ("no_tests", "no_program", "tests_failed")
 LABELLED = True
 MAKES_PROMPTS = False
+KEEPS_IMAGES = True
 _WAVE = 256
 """Rows whose programs are handed to the sandbox at once."""
 
