@@ -14,6 +14,7 @@ from pydantic import BaseModel, SecretStr
 from easydistill.cloud.settings import TargetConfig, looks_secret
 from easydistill.config.reading import LoadedConfig
 from easydistill.config.values import KeyPath, dotted
+from easydistill.engine.environment import restored
 from easydistill.errors import ConfigError, ConfigIssue
 
 _REFERENCE = re.compile(r"\$\{env:\s*([^}\s]+)\s*\}")
@@ -56,16 +57,9 @@ def environment_of_job(settings: TargetConfig) -> Iterator[None]:
     """The variables that the job will have, with placeholders for secrets: a config is resolved from the environment,
     and the machine that submits it need not have the secrets."""
     given = {**settings.env, **{name: _INSTEAD.format(name) for name in settings.secrets}}
-    before = {name: os.environ.get(name) for name in given}
-    os.environ.update(given)
-    try:
+    with restored(given):
+        os.environ.update(given)
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def refuse_inline_secrets(loaded: LoadedConfig, settings: TargetConfig) -> None:

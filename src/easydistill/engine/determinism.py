@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from easydistill.engine.environment import restored
 from easydistill.errors import ConfigError, ConfigIssue, NotDeterministic
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
@@ -79,18 +80,11 @@ def _check() -> None:
 
 @contextlib.contextmanager
 def _variables() -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in (*VARIABLES, BATCH_INVARIANT)}
-    # A workspace that the user chose is a good one: `_check` has looked at it.
-    chosen = before[CUBLAS] or VARIABLES[CUBLAS]
-    os.environ.update({**VARIABLES, CUBLAS: chosen})
-    try:
+    with restored((*VARIABLES, BATCH_INVARIANT)):
+        # A workspace that the user chose is a good one: `_check` has looked at it.
+        chosen = os.environ.get(CUBLAS) or VARIABLES[CUBLAS]
+        os.environ.update({**VARIABLES, CUBLAS: chosen})
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextlib.contextmanager
