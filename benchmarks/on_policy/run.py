@@ -16,7 +16,9 @@ ended; the teacher's own text has the last three, too. A low reverse KL counts o
 jobs in `runs/on_policy`, so a run that is broken off goes on; arms that are finished there are told with those that
 are asked for.
 
-    python -m benchmarks.on_policy.run [--seeds 3] [--arms offline jsd_half …]
+    python -m benchmarks.on_policy.run [--seeds 0 1 2] [--arms offline jsd_half …] [--keep]
+
+`--keep` keeps what is saved of seeds that are not asked for, if it has the same settings.
 """
 
 from __future__ import annotations
@@ -203,9 +205,25 @@ def teachers_text() -> dict[str, float]:
     """Figures of the teacher's own text, kept beside the labels."""
     kept = RUNS / "teachers_text.json"
     if not kept.is_file():
-        kept.write_text(json.dumps(own_text(TEACHER, heldout_prompts(RUNS / "start-0"))))
+        start = min(RUNS.glob("start-*"))
+        kept.write_text(json.dumps(own_text(TEACHER, heldout_prompts(start))))
     found: dict[str, float] = json.loads(kept.read_text())
     return found
+
+
+def saved_runs(settings: dict[str, Any], asked: Sequence[int]) -> dict[int, Any]:
+    """Of the results that are saved, the seeds not asked for.
+
+    Raises:
+        SystemExit: the saved ones have other settings.
+    """
+    saved = HERE / "results" / "on_policy.json"
+    if not saved.is_file():
+        return {}
+    found = json.loads(saved.read_text(encoding="utf-8"))
+    if other := {name for name, value in settings.items() if found[name] != value}:
+        raise SystemExit(f"{saved} has other {', '.join(sorted(other))}: run all seeds, without --keep")
+    return {seed: each for seed, each in zip(found["seeds"], found["runs"], strict=True) if seed not in asked}
 
 
 def main() -> None:
@@ -213,15 +231,17 @@ def main() -> None:
     from benchmarks.on_policy.plot import plot
 
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--keep", action="store_true", help="keep what is saved of other seeds")
     arguments = parser.parse_args()
-    labels()
-    runs = [one_seed(seed, arguments.arms) for seed in range(arguments.seeds)]
-    table, teacher = summary(runs), teachers_text()
     settings = {"start_steps": START_STEPS, "steps": STEPS, "heldout": HELDOUT, "draws": DRAWS}
-    found = {**settings, "seeds": arguments.seeds, "teacher": teacher, "table": table, "runs": runs}
-    saved = save(HERE, "on_policy", found)
+    found = saved_runs(settings, arguments.seeds) if arguments.keep else {}
+    labels()
+    found |= {seed: one_seed(seed, arguments.arms) for seed in arguments.seeds}
+    seeds, runs = sorted(found), [found[seed] for seed in sorted(found)]
+    table, teacher = summary(runs), teachers_text()
+    saved = save(HERE, "on_policy", {**settings, "seeds": seeds, "teacher": teacher, "table": table, "runs": runs})
     (saved.parent / "on_policy.svg").write_text(plot(runs, teacher), encoding="utf-8")
     print(f"{json.dumps(table, indent=1)}\n{saved}")
 
