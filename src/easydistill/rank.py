@@ -16,6 +16,7 @@ import traceback
 from pathlib import Path
 from typing import IO, Any
 
+from easydistill.engine.budget import Budget
 from easydistill.engine.determinism import deterministic
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
@@ -75,6 +76,7 @@ def _run(task: Task, rank: int, stop: StopSignal) -> Outcome:
         said=set(task.said),
         started=task.started,
         rank=rank,
+        budget=Budget.of_snapshot(task.budget) if task.budget is not None else None,
     )
     with contextlib.ExitStack() as held:
         if rank == 0:

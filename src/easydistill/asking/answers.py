@@ -92,8 +92,10 @@ def answer_all(
         return key in journal and (key in attempted or not journal.note(key))
 
     author = count_earlier(teacher, journal)
-    finished = sum(done(request.key) for request in requests)
-    with context.reporter.task(title, len(requests), done=finished) as task:
+    # A local teacher answers whole batches, and so some questions again when rows are added: each counts once.
+    finished = {request.key for request in requests if done(request.key)}
+    open_before = len(requests) - len(finished)
+    with context.reporter.task(title, len(requests), done=len(finished)) as task:
         failures = 0
         if isinstance(teacher, Metered):
             task.figures = teacher.ledger.as_metrics
@@ -105,9 +107,11 @@ def answer_all(
             attempted.update(item.key for item in outcomes)
             tokens = sum(item.completion_tokens for item in outcomes if isinstance(item, Completion))
             failures += sum(isinstance(item, Failure) for item in outcomes)
-            task.advance(len(outcomes), tokens, f"{failures} failed" if failures else None)
+            fresh = {item.key for item in outcomes} - finished
+            finished.update(fresh)
+            task.advance(len(fresh), tokens, f"{failures} failed" if failures else None)
 
-        if finished < len(requests):
+        if open_before:
             teacher.generate(requests, done, record, context.stop)
             if isinstance(teacher, Metered):
                 LOGGER.info("%s: %s", title, teacher.ledger.words())
@@ -135,6 +139,7 @@ def count_earlier(teacher: Teacher, journal: Journal) -> dict[str, str]:
     for number in range(journal.superseded):
         if teacher.ledger.is_new(f"superseded {number}"):
             count(journal.get_superseded(number))
+    teacher.ledger.opened(journal.path, author)
     return {AUTHOR: author}
 
 
@@ -145,7 +150,9 @@ def author_of(teacher: Teacher) -> str:
 
 def spending(teacher: Teacher) -> dict[str, Any]:
     """What the teacher's answers cost, as metrics; empty for a teacher that is not metered."""
-    return {"spent": teacher.ledger.as_metrics()} if isinstance(teacher, Metered) else {}
+    if not isinstance(teacher, Metered):
+        return {}
+    return {"spent": teacher.ledger.as_metrics() | teacher.ledger.priced()}
 
 
 def worth_another_try(record: dict[str, Any]) -> bool:

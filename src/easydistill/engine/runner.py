@@ -19,6 +19,7 @@ from easydistill.data.images.sources import changed_sources
 from easydistill.data.manifest import NAME as MANIFEST
 from easydistill.data.manifest import Manifest
 from easydistill.data.records import content_hash
+from easydistill.engine.budget import Budget
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter, duration
 from easydistill.engine.run_directory import LOGGER, RunDirectory, package_versions
@@ -46,6 +47,7 @@ class Runner:
     Args:
         said: what the user knows already; lines that are said are added.
         run_stage: how a stage is run; by default in this process.
+        budget: what the stages may spend together with those of other jobs.
     """
 
     def __init__(
@@ -56,7 +58,9 @@ class Runner:
         stop: StopSignal,
         said: set[str] | None = None,
         run_stage: Callable[[Stage, StageContext], StageResult] | None = None,
+        budget: Budget | None = None,
     ) -> None:
+        self._budget = budget
         self._run_in = run_stage or (lambda stage, context: stage.run(context))
         self._run = run
         self._reporter = reporter
@@ -198,6 +202,7 @@ class Runner:
                 redactor=self._redactor,
                 said=self._said,
                 started=self._run.started,
+                budget=self._budget,
             )
             result = self._run_in(stage, context)
             self._stop.raise_if_requested()
