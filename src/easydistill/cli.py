@@ -93,6 +93,8 @@ def _run(arguments: argparse.Namespace) -> int:
     how: dict[str, Any] = {"quiet": arguments.quiet}
     if arguments.node_rank is not None:
         how["node_rank"] = arguments.node_rank
+    if arguments.replace:
+        how["replace"] = True
     if arguments.command == "retry":
         result = api.retry(config, arguments.overrides, only=arguments.only, **how)
     else:
@@ -331,6 +333,12 @@ def _signals(arguments: argparse.Namespace) -> int:
     return EXIT_FAILED
 
 
+def _answers(arguments: argparse.Namespace) -> int:
+    from easydistill.asking.answers_command import answers
+
+    return answers(arguments)
+
+
 def _serve(arguments: argparse.Namespace) -> int:
     from easydistill.serving.command import serve
     from easydistill.serving.settings import ServeSettings
@@ -358,6 +366,7 @@ _DISPATCH: dict[str, Any] = {
     "compare": _compare,
     "doctor": _doctor,
     "signals": _signals,
+    "answers": _answers,
     "serve": _serve,
     **dict.fromkeys(NAMES, _elsewhere),
 }

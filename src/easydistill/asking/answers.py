@@ -20,18 +20,22 @@ from easydistill.contracts.teacher import (
     outcome_from_record,
 )
 from easydistill.data.answers import MalformedCall, read_calls, split_thoughts
+from easydistill.data.answers_cache import in_use
 from easydistill.data.journal import Journal
 from easydistill.data.messages import Message, ToolCall, answer_message
 from easydistill.data.records import content_hash
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import StageContext
 from easydistill.teachers.ledger import Metered
+from easydistill.teachers.remembering import generate, kept_record, was_remembered
 
 JOURNAL = "journal.jsonl"
 AUTHOR = "by"
 """Key of a journal record: the teacher that answered, where teachers are metered."""
 Problem = tuple[str, str]
 """Why there is no usable answer: (reason, detail)."""
+ASKED_AGAIN = "to be asked again"
+"""Detail of the failure by which `easydistill retry` marks a request that is to be sent whatever is known of it."""
 KEPT = "kept"
 """Key of a journal record: a passing failure that `easydistill retry` was not asked to repeat."""
 
@@ -84,7 +88,10 @@ def received(completion: Completion) -> dict[str, Any]:
 def answer_all(
     teacher: Teacher, requests: Sequence[GenerationRequest], journal: Journal, context: StageContext, title: str
 ) -> None:
-    """Have every request answered and journalled, except those that an earlier attempt finished."""
+    """Have every request answered and journalled, except those that an earlier attempt finished.
+
+    If the run has an answers cache, answers come from there as far as it has them, and new ones are kept there.
+    """
     attempted: set[str] = set()
 
     def done(key: str) -> bool:
@@ -107,12 +114,31 @@ def answer_all(
             failures += sum(isinstance(item, Failure) for item in outcomes)
             task.advance(len(outcomes), tokens, f"{failures} failed" if failures else None)
 
+        def again(key: str) -> bool:
+            return key in journal and journal.get(key).get("detail") == ASKED_AGAIN
+
+        keep_earlier(requests, journal)
         if finished < len(requests):
-            teacher.generate(requests, done, record, context.stop)
+            how: dict[str, Any] = {"again": again, "redact": context.redactor.value, "say": context.reporter.say}
+            found = generate(teacher, requests, done, record, context.stop, **how)
+            if found:
+                context.reporter.say(f"  {found:,} of {len(requests):,} answers came from the answers cache")
             if isinstance(teacher, Metered):
                 LOGGER.info("%s: %s", title, teacher.ledger.words())
                 if teacher.ledger.is_watched:
                     context.reporter.say(f"spent: {teacher.ledger.words()}")
+
+
+def keep_earlier(requests: Sequence[GenerationRequest], journal: Journal) -> None:
+    """Put answers of earlier attempts into the answers cache, if the run has been given one since."""
+    cache = in_use()
+    if cache is None:
+        return
+    for request in requests:
+        if request.key in journal and request.key not in cache and not journal.note(request.key):
+            kept = kept_record(journal.get(request.key))
+            if kept is not None:
+                cache.put(request.key, kept)
 
 
 def count_earlier(teacher: Teacher, journal: Journal) -> dict[str, str]:
@@ -126,7 +152,10 @@ def count_earlier(teacher: Teacher, journal: Journal) -> dict[str, str]:
         if record["kind"] == "completion" and record.get(AUTHOR, author) == author:
             outcome = _parsed(record)
             assert isinstance(outcome, Completion)
-            teacher.ledger.add(outcome)
+            if was_remembered(outcome):
+                teacher.ledger.add_free(outcome)
+            else:
+                teacher.ledger.add(outcome)
 
     for key in journal:
         if teacher.ledger.is_new(key):
