@@ -123,7 +123,7 @@ def plan(config: Source, overrides: Sequence[str] = ()) -> list[PlannedStage]:
     check_launch(loaded.job)
     loaded = _as_kept(loaded)
     run_directory = RunDirectory(loaded.run_directory)
-    with using(loaded.job.answers_cache):
+    with using(loaded.job.answers_cache, make=False):
         return _planned(loaded, run_directory)
 
 

@@ -288,6 +288,12 @@ def _compare(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _sweep(arguments: argparse.Namespace) -> int:
+    from easydistill.sweeping.command import sweep
+
+    return sweep(_config(arguments), arguments)
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from easydistill import api
     from easydistill.doctor.check import as_json, lines
@@ -364,6 +370,7 @@ _DISPATCH: dict[str, Any] = {
     "schema": _schema,
     "report": _report,
     "compare": _compare,
+    "sweep": _sweep,
     "doctor": _doctor,
     "signals": _signals,
     "answers": _answers,

@@ -22,6 +22,7 @@ COMMANDS = (
     "schema",
     "report",
     "compare",
+    "sweep",
     "doctor",
     "signals",
     "answers",
@@ -90,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
     compare = add("compare", "set runs side by side on one page: settings, losses, metrics, cost, answers")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories, two or more")
     compare.add_argument("-o", "--output", default="compare.html", metavar="FILE", help="default compare.html")
+    _add_sweep(add_config("sweep", "run a config with several values of its keys, on labels that are paid for once"))
     doctor = add("doctor", "check this machine in a minute: what is installed, how fast it is, what to expect of it")
     doctor.add_argument("--quick", action="store_true", help="measure nothing, only look")
     doctor.add_argument("--json", action="store_true", help="as JSON")
@@ -131,6 +133,23 @@ def _add_actions(signals: argparse.ArgumentParser) -> None:
     action.add_argument("--tolerance", type=float, metavar="NATS", help="largest difference of a log-probability")
     action.add_argument("--seed", type=int, default=0, help="seed for choosing the rows")
     action.add_argument("--teacher", metavar="MODEL", help="the teacher's new location, if it has moved")
+
+
+def _add_sweep(sweep: argparse.ArgumentParser) -> None:
+    words = "values of a key, e.g. training.learning_rate=1e-5,3e-5 (repeatable: every combination is run)"
+    sweep.add_argument("--grid", action="append", default=[], metavar="PATH=V1,V2", help=words)
+    words = "a JSON list of objects, path → value: each is run, with every combination of the grid"
+    sweep.add_argument("--list", type=Path, metavar="FILE", dest="listed", help=words)
+    sweep.add_argument("--random", type=_count, metavar="N", help="take N of all variants at random")
+    sweep.add_argument("--seed", type=int, default=0, help="of --random (default 0)")
+    words = "the metric that orders the table, e.g. kl (default: the first that was measured)"
+    sweep.add_argument("--by", metavar="METRIC", help=words)
+    words = "the folder in which each variant has its run directory (default: the config's output_dir)"
+    sweep.add_argument("-o", "--output", metavar="DIR", help=words)
+    sweep.add_argument("--dry-run", action="store_true", help="show the variants and what they would take; run nothing")
+    words = "drop students trained here with other settings, instead of keeping them in previous/"
+    sweep.add_argument("--replace", action="store_true", help=words)
+    sweep.add_argument("--quiet", action="store_true", help="show nothing but errors and the table")
 
 
 def _add_answers(answers: argparse.ArgumentParser) -> None:

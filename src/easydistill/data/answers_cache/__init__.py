@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from easydistill.data.answers_cache.store import AnswersCache
+from easydistill.data.answers_cache.store import ABOUT, AnswersCache
 
 __all__ = ["AnswersCache", "in_use", "using"]
 
@@ -23,16 +23,21 @@ def in_use() -> AnswersCache | None:
 
 
 @contextlib.contextmanager
-def using(directory: str | Path | None, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+def using(
+    directory: str | Path | None, say: Callable[[str], None] = lambda text: None, *, make: bool = True
+) -> Iterator[None]:
     """Let what is asked meanwhile be looked up in a folder, and kept there; None: in none.
+
+    Args:
+        make: whether to make a folder that is missing; if not, there is no cache then.
 
     Raises:
         ConfigError: the folder cannot be used.
     """
-    if directory is None:
+    path = Path(directory or "").expanduser()
+    if directory is None or not (make or (path / ABOUT).is_file()):
         yield
         return
-    path = Path(directory).expanduser()
     if _stack and _stack[-1].directory.resolve() == path.resolve():
         # One for a process: see `Claims`.
         yield
