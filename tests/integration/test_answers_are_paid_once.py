@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests.support.fault_server import Running, prompt, running
-from tests.support.jobs import run, run_here, start, write_prompts
+from tests.support.jobs import local_job, run, run_here, start, write_config, write_prompts
 
 from easydistill import api
 from easydistill.asking.answers_exchange import check
@@ -188,3 +188,36 @@ def test_a_folder_that_cannot_be_used_is_refused_before_anything_is_asked(
     assert main(["answers", "info", str(tmp_path / "absent")]) == 1
     assert "no answers cache is here" in capsys.readouterr().err
     assert not (tmp_path / "absent").exists()
+
+
+def test_a_model_on_this_machine_is_loaded_once_for_the_same_rows_and_settings(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from easydistill.teachers.transformers import TransformersTeacher
+
+    def config(name: str, **dataset: Any) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        job = local_job(folder, tiny_model, tiny_model, ["one", "two", "three"])
+        kept = {key: job[key] for key in ("output_dir", "inference", "dataset")}
+        kept["dataset"] |= dataset
+        models = {"teacher": str(tiny_model)}
+        job = {"job_type": "label", "models": models, "answers_cache": str(tmp_path / "cache"), **kept}
+        return write_config(folder, job)
+
+    loaded: list[TransformersTeacher] = []
+    real = TransformersTeacher.load
+
+    def load(self: TransformersTeacher) -> None:
+        loaded.append(self)
+        real(self)
+
+    monkeypatch.setattr(TransformersTeacher, "load", load)
+    # Other rows are other batches.
+    for name, rows, loads in (("first", 3, True), ("second", 3, False), ("third", 2, True)):
+        loaded.clear()
+        code, out = run_here(config(name, max_samples=rows))
+        assert code == 0, out
+        assert bool(loaded) == loads, name
+        assert ("3 of 3 answers came from the answers cache" in out) == (name == "second")
+    assert labels(tmp_path / "first") == labels(tmp_path / "second")

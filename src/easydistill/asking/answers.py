@@ -20,14 +20,13 @@ from easydistill.contracts.teacher import (
     outcome_from_record,
 )
 from easydistill.data.answers import MalformedCall, read_calls, split_thoughts
-from easydistill.data.answers_cache import in_use
 from easydistill.data.journal import Journal
 from easydistill.data.messages import Message, ToolCall, answer_message
 from easydistill.data.records import content_hash
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import StageContext
 from easydistill.teachers.ledger import Metered
-from easydistill.teachers.remembering import generate, kept_record, was_remembered
+from easydistill.teachers.remembering import generate, keep_earlier, was_remembered
 
 JOURNAL = "journal.jsonl"
 AUTHOR = "by"
@@ -110,35 +109,26 @@ def answer_all(
             stamp = {"at": round(time.time(), 3), **author}
             journal.append(*({**context.redactor.value(item.as_record()), **stamp} for item in outcomes))
             attempted.update(item.key for item in outcomes)
-            tokens = sum(item.completion_tokens for item in outcomes if isinstance(item, Completion))
+            written = (item for item in outcomes if isinstance(item, Completion) and not was_remembered(item))
+            tokens = sum(item.completion_tokens for item in written)
             failures += sum(isinstance(item, Failure) for item in outcomes)
             task.advance(len(outcomes), tokens, f"{failures} failed" if failures else None)
 
         def again(key: str) -> bool:
             return key in journal and journal.get(key).get("detail") == ASKED_AGAIN
 
-        keep_earlier(requests, journal)
+        scope = context.fingerprint
+        answered = (request.key for request in requests if done(request.key))
+        keep_earlier(teacher, answered, journal.get, scope=scope)
         if finished < len(requests):
             how: dict[str, Any] = {"again": again, "redact": context.redactor.value, "say": context.reporter.say}
-            found = generate(teacher, requests, done, record, context.stop, **how)
+            found = generate(teacher, requests, done, record, context.stop, scope=scope, **how)
             if found:
                 context.reporter.say(f"  {found:,} of {len(requests):,} answers came from the answers cache")
             if isinstance(teacher, Metered):
                 LOGGER.info("%s: %s", title, teacher.ledger.words())
                 if teacher.ledger.is_watched:
                     context.reporter.say(f"spent: {teacher.ledger.words()}")
-
-
-def keep_earlier(requests: Sequence[GenerationRequest], journal: Journal) -> None:
-    """Put answers of earlier attempts into the answers cache, if the run has been given one since."""
-    cache = in_use()
-    if cache is None:
-        return
-    for request in requests:
-        if request.key in journal and request.key not in cache and not journal.note(request.key):
-            kept = kept_record(journal.get(request.key))
-            if kept is not None:
-                cache.put(request.key, kept)
 
 
 def count_earlier(teacher: Teacher, journal: Journal) -> dict[str, str]:

@@ -165,4 +165,5 @@ def _short(paths: set[str]) -> dict[str, str]:
 
 def _slug(text: str) -> str:
     """A value as part of a folder's name."""
-    return re.sub(r"[^\w.+-]+", "-", text).strip("-")[:_LONGEST_VALUE] or "empty"
+    sign = "-" * text.startswith("-")
+    return sign + re.sub(r"[^\w.+-]+", "-", text).strip("-")[:_LONGEST_VALUE] or "empty"

@@ -3,12 +3,16 @@
 The run's own journal comes first: a hit is handed to `record` like an answer, so the run has all its answers itself
 and resumes without the cache. Where several processes ask an API at once, a request that one of them has in flight is
 left out by the others, which take its answer from the cache; if it does not come, they ask themselves.
+
+A request to an API is found by its key, which holds all that is sent. What a model on this machine reads is rendered
+here, also by what the key does not hold: a template that only stands in for a missing one, the date. Such a request is
+found only by stages with the same fingerprint, which has these things too.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -23,6 +27,7 @@ from easydistill.contracts.teacher import (
     outcome_from_record,
 )
 from easydistill.data.answers_cache import AnswersCache, in_use
+from easydistill.data.records import content_hash
 from easydistill.engine.interrupt import StopSignal
 from easydistill.teachers.ledger import Metered
 
@@ -63,14 +68,32 @@ def kept_record(record: Mapping[str, Any]) -> dict[str, Any] | None:
     return replace(completion, extra=own).as_record() if worth_keeping(completion) else None
 
 
-def remembered(cache: AnswersCache, key: str) -> Completion | None:
-    """The answer to a request that the cache has, marked as coming from it."""
-    record = cache.get(key)
-    if record is None:
-        return None
-    outcome = outcome_from_record(record)
-    assert isinstance(outcome, Completion), "nothing else is kept"
-    return replace(outcome, extra={**outcome.extra, FROM_CACHE: True})
+def naming(teacher: Teacher, scope: str | None) -> Callable[[str], str] | None:
+    """Request key → key in the cache; None if the teacher's answers are not kept.
+
+    Args:
+        scope: the fingerprint of the stage that asks, if there is one.
+    """
+    if isinstance(teacher, Metered):
+        return lambda key: key
+    return None if scope is None else lambda key: content_hash([scope, key])[:32]
+
+
+def keep_earlier(
+    teacher: Teacher, keys: Iterable[str], record_of: Callable[[str], Mapping[str, Any]], *, scope: str | None
+) -> None:
+    """Put answers of earlier attempts into the answers cache, if the run has been given one since.
+
+    Args:
+        keys: of requests that are answered.
+        record_of: the journal's record of one.
+    """
+    cache, name = in_use(), naming(teacher, scope)
+    if cache is None or name is None:
+        return
+    for key in keys:
+        if name(key) not in cache and (kept := kept_record(record_of(key))) is not None:
+            cache.put(name(key), {**kept, "key": name(key)})
 
 
 def generate(
@@ -83,21 +106,23 @@ def generate(
     again: Callable[[str], bool] = lambda key: False,
     redact: Callable[[Any], Any] = lambda value: value,
     say: Callable[[str], None] = lambda text: None,
+    scope: str | None = None,
 ) -> int:
     """`teacher.generate`, through the cache of this process's run if it has one.
 
     Args:
         again: whether a request is sent although it was answered before, as `easydistill retry` wants it.
         redact: hides secrets in a record as JSON.
+        scope: as in `naming`.
 
     Returns the number of answers that came from the cache.
     """
-    cache = in_use()
-    if cache is None:
+    cache, name = in_use(), naming(teacher, scope)
+    if cache is None or name is None:
         if not all(done(request.key) for request in requests):
             teacher.generate(requests, done, record, stop)
         return 0
-    asking = _Remembering(cache, teacher, done, record, again, redact)
+    asking = _Remembering(cache, name, teacher, done, record, again, redact)
     asking.take_what_is_there(requests)
     while not stop.requested and not all(done(request.key) for request in requests):
         asking.ask(requests, stop)
@@ -113,13 +138,14 @@ class _Remembering:
     def __init__(
         self,
         cache: AnswersCache,
+        name: Callable[[str], str],
         teacher: Teacher,
         done: Callable[[str], bool],
         record: RecordOutcomes,
         again: Callable[[str], bool],
         redact: Callable[[Any], Any],
     ) -> None:
-        self._cache, self._teacher = cache, teacher
+        self._cache, self._name, self._teacher = cache, name, teacher
         self._done, self._record, self._again, self._redact = done, record, again, redact
         # Only what is paid for by the answer; and a model on this machine asks for whole batches.
         self._claims = cache.claims if isinstance(teacher, Metered) else None
@@ -137,10 +163,19 @@ class _Remembering:
     def _known(self, requests: Sequence[GenerationRequest]) -> Iterator[Completion]:
         for request in requests:
             key = request.key
-            if key in self._cache and not self._done(key) and not self._again(key):
-                found = remembered(self._cache, key)
+            if self._name(key) in self._cache and not self._done(key) and not self._again(key):
+                found = self._remembered(key)
                 if found is not None:
                     yield found
+
+    def _remembered(self, key: str) -> Completion | None:
+        """The answer to a request that the cache has, marked as coming from it."""
+        record = self._cache.get(self._name(key))
+        if record is None:
+            return None
+        outcome = outcome_from_record({**record, "key": key})
+        assert isinstance(outcome, Completion), "nothing else is kept"
+        return replace(outcome, extra={**outcome.extra, FROM_CACHE: True})
 
     def _take(self, found: Sequence[Completion]) -> None:
         if isinstance(self._teacher, Metered):
@@ -150,7 +185,7 @@ class _Remembering:
         self.hits += len(found)
 
     def _recall(self, key: str) -> bool:
-        found = remembered(self._cache, key) if key in self._cache else None
+        found = self._remembered(key)
         if found is not None:
             self._take([found])
         return found is not None
@@ -190,7 +225,8 @@ class _Remembering:
         for outcome in outcomes:
             kept = kept_record(self._redact(outcome.as_record()))
             if kept is not None:
-                self._cache.put(outcome.key, kept, replace=outcome.key in anew)
+                name = self._name(outcome.key)
+                self._cache.put(name, {**kept, "key": name}, replace=outcome.key in anew)
             if self._claims is not None:
                 self._claims.free(outcome.key)
 
