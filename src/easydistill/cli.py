@@ -93,6 +93,8 @@ def _run(arguments: argparse.Namespace) -> int:
     how: dict[str, Any] = {"quiet": arguments.quiet}
     if arguments.node_rank is not None:
         how["node_rank"] = arguments.node_rank
+    if arguments.replace:
+        how["replace"] = True
     if arguments.command == "retry":
         result = api.retry(config, arguments.overrides, only=arguments.only, **how)
     else:
@@ -286,6 +288,12 @@ def _compare(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _sweep(arguments: argparse.Namespace) -> int:
+    from easydistill.sweeping.command import sweep
+
+    return sweep(_config(arguments), arguments)
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from easydistill import api
     from easydistill.doctor.check import as_json, lines
@@ -331,6 +339,12 @@ def _signals(arguments: argparse.Namespace) -> int:
     return EXIT_FAILED
 
 
+def _answers(arguments: argparse.Namespace) -> int:
+    from easydistill.asking.answers_command import answers
+
+    return answers(arguments)
+
+
 def _serve(arguments: argparse.Namespace) -> int:
     from easydistill.serving.command import serve
     from easydistill.serving.settings import ServeSettings
@@ -356,8 +370,10 @@ _DISPATCH: dict[str, Any] = {
     "schema": _schema,
     "report": _report,
     "compare": _compare,
+    "sweep": _sweep,
     "doctor": _doctor,
     "signals": _signals,
+    "answers": _answers,
     "serve": _serve,
     **dict.fromkeys(NAMES, _elsewhere),
 }

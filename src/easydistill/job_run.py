@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from easydistill.config.reading import LoadedConfig
+from easydistill.data.answers_cache import using
 from easydistill.data.files import show_directory
 from easydistill.engine.determinism import deterministic, explained_refusals
+from easydistill.engine.finished import replacing
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.engine.run_directory import LOGGER, RunDirectory
@@ -82,7 +84,10 @@ class RunEnded(EasyDistillError, RuntimeError):
 class JobRun:
     """A job that runs in its run directory."""
 
-    def __init__(self, loaded: LoadedConfig, quiet: bool, node_rank: int | None = None) -> None:
+    def __init__(
+        self, loaded: LoadedConfig, quiet: bool, node_rank: int | None = None, *, replace: bool = False
+    ) -> None:
+        self._replace = replace
         self._node_rank = node_rank
         self._loaded = loaded
         self._directory = RunDirectory(loaded.run_directory)
@@ -167,7 +172,7 @@ class JobRun:
         runner = Runner(self._directory, self._reporter, self._redactor, self._stop, run_stage=run_stage)
         runner.preflight(stages)
         check_sinks(self._loaded.job)
-        with lock:
+        with lock, using(self._loaded.job.answers_cache, self._reporter.say), replacing(self._replace):
             if again is not None:
                 from easydistill.asking.retry import mark_rejected
                 from easydistill.synthesis.operators import rejection_reasons

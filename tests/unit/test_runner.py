@@ -23,6 +23,8 @@ from easydistill.errors import ConfigError, ConfigIssue, DataError, Interrupted,
 class Fake:
     """A stage that writes `text`, and counts its runs."""
 
+    offers: tuple[str, ...] = ()
+
     def __init__(self, name: str, text: str = "x", inputs: Sequence[str] = (), **config: Any) -> None:
         self.name, self.text, self.inputs, self.config = name, text, inputs, config
         self.runs = 0

@@ -19,6 +19,7 @@ from easydistill.data.images.sources import changed_sources
 from easydistill.data.manifest import NAME as MANIFEST
 from easydistill.data.manifest import Manifest
 from easydistill.data.records import content_hash
+from easydistill.engine.finished import STUDENT, FinishedStudent
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter, duration
 from easydistill.engine.run_directory import LOGGER, RunDirectory, package_versions
@@ -27,6 +28,8 @@ from easydistill.engine.stage import Artifact, Dated, Examining, Foretelling, St
 from easydistill.errors import ConfigError, DataError
 
 TIME_SPENT = "seconds.json"
+MODEL = "model"
+"""Folder in a stage's directory with the student that it has trained."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Runner:
         self._redactor = redactor
         self._stop = stop
         self._said: set[str] = set() if said is None else said
+        self._finished: FinishedStudent | None = None
 
     @classmethod
     def silent(cls, run: RunDirectory) -> Runner:
@@ -102,6 +106,7 @@ class Runner:
 
     def completed(self, stages: Sequence[Stage]) -> list[StageRecord | None]:
         """For each stage, its record if it is complete as configured now, else None (as for all that read it)."""
+        self._finished = FinishedStudent(self._run)
         records: list[StageRecord | None] = []
         artifacts: dict[str, Artifact] = {}
         for number, stage in enumerate(stages, start=1):
@@ -122,6 +127,9 @@ class Runner:
         `on_stage(records)` is called after each stage, so that a summary on disk keeps up with the run.
         """
         self._run.keep_start()
+        finished = self._finished or FinishedStudent(self._run)
+        trains = [stage.name for stage in stages if STUDENT in stage.offers]
+        finished.prepare()
         artifacts: dict[str, Artifact] = {}
         records: list[StageRecord] = []
         for number, stage in enumerate(stages, start=1):
@@ -132,13 +140,28 @@ class Runner:
             status = "skipped"
             if manifest is None:
                 self._announce(directory, stage.name, number, len(stages), fingerprint_of)
+                if stage.name in trains[-1:]:
+                    self._keep_student(finished, directory, fingerprint_of)
                 manifest = self._run_stage(stage, directory, artifacts, fingerprint, fingerprint_of)
                 status = "done"
             artifacts[stage.name] = Artifact(directory, manifest)
             records.append(StageRecord(stage.name, status, manifest, directory))
             if on_stage is not None:
                 on_stage(records)
+        finished.forget()
         return records
+
+    def _keep_student(self, finished: FinishedStudent, directory: Path, now: dict[str, Any]) -> None:
+        """Keep the student of a stage that is complete with other settings, and say where."""
+        old = Manifest.read(directory)
+        if old is None or not (changed := _changed_keys(old.fingerprint_of, now)):
+            return
+        kept = finished.keep(directory / MODEL)
+        if kept is not None:
+            what = "other rows" if all(key.startswith("inputs.") for key in changed) else "other settings"
+            text = f"the student that was trained with {what} is kept, with its report, in {kept}"
+            self._reporter.say(f"  note: {text} (--replace drops it)")
+            LOGGER.info("%s", text)
 
     def _fingerprint(self, stage: Stage, artifacts: dict[str, Artifact]) -> tuple[str, dict[str, Any]]:
         inputs = {name: artifacts[name].manifest.output_hash() for name in stage.inputs}
