@@ -28,7 +28,7 @@ SMALL = {
     "tokenizer": SMOLLM,
 }
 STUDENTS: dict[str, Any] = {"smollm": SMOLLM, "small": SMALL}
-WORDS = "time people way water day part sound work place year back thing name sentence man line land home hand".split()
+WORDS = ["time", "people", "way", "water", "day", "part", "sound", "work", "place", "year", "thing", "name", "man"]
 """Each is one token of SmolLM2's with the space before it."""
 STEPS = {"num_train_epochs": 1, "max_steps": 2, "gradient_accumulation_steps": 1, "logging_steps": 1}
 
@@ -37,7 +37,7 @@ def _words(generator: random.Random, count: int) -> str:
     return " ".join(generator.choice(WORDS) for _ in range(count))
 
 
-def rows(path: Path, answer: int, count: int = 24, *, pairs: bool = False) -> str:
+def rows(path: Path, answer: int, count: int = 8, *, pairs: bool = False) -> str:
     """Write rows with answers of so many words; returns the file's path."""
     generator = random.Random(0)
     with path.open("w", encoding="utf-8") as file:
@@ -53,7 +53,7 @@ def rows(path: Path, answer: int, count: int = 24, *, pairs: bool = False) -> st
 
 def _sft(folder: Path, student: str, **training: Any) -> dict[str, Any]:
     real = student == "smollm"
-    sizes = {"per_device_train_batch_size": 4, "max_length": 512} if real else {"per_device_train_batch_size": 12}
+    sizes = {"per_device_train_batch_size": 2, "max_length": 384} if real else {"per_device_train_batch_size": 6}
     return {
         "job_type": "black_box_kd_local",
         "dataset": {"labeled_path": rows(folder / "rows.jsonl", 700 if real else 300)},
@@ -74,10 +74,10 @@ def lora(folder: Path, student: str) -> dict[str, Any]:
 def packing(folder: Path, student: str) -> dict[str, Any]:
     config = _sft(folder, student, packing=True)
     if student == "small":
-        config["training"] |= {"max_length": 768, "per_device_train_batch_size": 4}
+        config["training"] |= {"max_length": 768, "per_device_train_batch_size": 3}
     else:
         # Some rows to a pack.
-        rows(folder / "rows.jsonl", 150)
+        rows(folder / "rows.jsonl", 120, 16)
     return config
 
 
@@ -90,10 +90,10 @@ def white_box(folder: Path, student: str) -> dict[str, Any]:
 
 def dpo(folder: Path, student: str) -> dict[str, Any]:
     real = student == "smollm"
-    sizes = {"per_device_train_batch_size": 2 if real else 4, "max_length": 384 if real else 1024}
+    sizes = {"per_device_train_batch_size": 1 if real else 3, "max_length": 320 if real else 1024}
     return {
         "job_type": "dpo",
-        "dataset": {"labeled_path": rows(folder / "pairs.jsonl", 500 if real else 300, 12, pairs=True)},
+        "dataset": {"labeled_path": rows(folder / "pairs.jsonl", 500 if real else 300, 6, pairs=True)},
         "models": {"student": STUDENTS[student]},
         "training": {**STEPS, **sizes},
         "evaluation": {"enabled": False},
@@ -104,11 +104,11 @@ def grpo(folder: Path, student: str) -> dict[str, Any]:
     real = student == "smollm"
     return {
         "job_type": "grpo",
-        "dataset": {"instruction_path": rows(folder / "prompts.jsonl", 10, 12)},
+        "dataset": {"instruction_path": rows(folder / "prompts.jsonl", 10)},
         "models": {"student": STUDENTS[student]},
-        "policy": {"num_generations": 4, "max_new_tokens": 96 if real else 160, "eval_steps": 0},
+        "policy": {"num_generations": 4, "max_new_tokens": 64 if real else 160, "eval_steps": 0},
         "rewards": {"length": {"max_tokens": 64, "buffer": 32}},
-        "training": {**STEPS, "per_device_train_batch_size": 8 if real else 16},
+        "training": {**STEPS, "per_device_train_batch_size": 4 if real else 16},
         "evaluation": {"enabled": False},
     }
 

@@ -70,15 +70,15 @@ def _command(*arguments: str) -> str:
 
 
 def _disk(folder: Path) -> int:
-    """Bytes of a folder's files; those that vanish meanwhile are not counted."""
-    total = 0
+    """Bytes of a folder's files, links to one counted once; those that vanish meanwhile are not counted."""
+    sizes: dict[int, int] = {}
     for path in folder.rglob("*"):
         try:
             found = path.lstat()
         except OSError:
             continue
-        total += found.st_blocks * 512
-    return total
+        sizes[found.st_ino] = found.st_blocks * 512
+    return sum(sizes.values())
 
 
 def main() -> None:
@@ -93,9 +93,16 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 found = measured(name, student, Path(folder))
             results.append(found)
-            print(name, student, f"{found['seconds']} s", {n: u["peak_memory_bytes"] for n, u in found["stages"].items()},
-                  found["planned"]["total"].get("memory_bytes"), found["disk_peak_bytes"],
-                  found["planned"]["total"].get("disk_bytes"), flush=True)
+            print(
+                name,
+                student,
+                f"{found['seconds']} s",
+                {n: u["peak_memory_bytes"] for n, u in found["stages"].items()},
+                found["planned"]["total"].get("memory_bytes"),
+                found["disk_peak_bytes"],
+                found["planned"]["total"].get("disk_bytes"),
+                flush=True,
+            )
     (Path(__file__).parent / "results" / "raw.json").write_text(json.dumps(results, indent=1))
 
 

@@ -249,9 +249,7 @@ def test_an_output_that_was_not_written_is_an_error(directory: RunDirectory) -> 
         ({"hash": "a" * 64}, {"hash": "b" * 64}, "hash changed"),
     ],
 )
-def test_what_changed_is_named(
-    old: dict[str, Any], new: dict[str, Any], changed: str, directory: RunDirectory
-) -> None:
+def test_what_changed_is_named(old: dict[str, Any], new: dict[str, Any], changed: str, directory: RunDirectory) -> None:
     runner(directory).execute([Fake("a", **old)])
     lines: list[str] = []
     stage = Fake("a", **new)

@@ -22,9 +22,10 @@ from easydistill.data.records import content_hash
 from easydistill.engine.again import KEPT, RUNS, Standing, waiting, why_again
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter, duration
+from easydistill.engine.rates import record as keep_rate
 from easydistill.engine.run_directory import LOGGER, RunDirectory, package_versions
 from easydistill.engine.secrets import Redactor
-from easydistill.engine.stage import Artifact, Dated, Examining, Foretelling, Stage, StageContext, StageResult
+from easydistill.engine.stage import Artifact, Dated, Examining, Foretelling, Stage, StageContext, StageResult, work_of
 from easydistill.engine.usage import Meter
 from easydistill.errors import ConfigError, DataError
 
@@ -206,6 +207,7 @@ class Runner:
         fingerprint_of: dict[str, Any],
     ) -> Manifest:
         directory.mkdir(parents=True, exist_ok=True)
+        begun = any(directory.iterdir())
         (directory / MANIFEST).unlink(missing_ok=True)
         started = datetime.datetime.now(datetime.UTC)
         with _Stopwatch(directory / TIME_SPENT, fingerprint) as watch:
@@ -244,6 +246,9 @@ class Runner:
         )
         manifest.write(directory)
         meter.read(fingerprint).write(directory)
+        if not begun and (work := work_of(stage)) is not None:
+            # What goes on with earlier work says nothing of the whole.
+            keep_rate(work, watch.total)
         (directory / TIME_SPENT).unlink(missing_ok=True)
         for notice in context.notices:
             LOGGER.info("stage %s: %s", stage.name, notice)
