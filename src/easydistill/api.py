@@ -20,14 +20,16 @@ from easydistill.engine.progress import Reporter, duration
 from easydistill.engine.run_directory import RunDirectory
 from easydistill.engine.runner import Runner
 from easydistill.engine.secrets import Redactor
-from easydistill.engine.stage import Composite, PlannedStage, Previewed, notes_of, preview_of
+from easydistill.engine.stage import Composite, PlannedStage, Previewed, planned_stage, preview_of
 from easydistill.errors import ConfigError, ConfigIssue, DataError
 from easydistill.job_run import LOGGED_IN, JobRun
 from easydistill.job_run import RunResult as RunResult
 from easydistill.jobs import JOBS, stages_of
 from easydistill.jobs._row_paths import absent_paths as absent
 from easydistill.jobs._row_paths import launch_issues, row_path_issues
+from easydistill.jobs._row_paths import unchecked_paths as unchecked
 from easydistill.launch.place import check_place
+from easydistill.planning.hours import with_hours
 
 if TYPE_CHECKING:
     from easydistill.asking.answers_exchange import CacheCheck, CacheFacts, Imported
@@ -102,6 +104,11 @@ def absent_paths(job: JobConfig) -> list[ConfigIssue]:
     return absent(job)
 
 
+def unchecked_paths(job: JobConfig) -> list[tuple[str, str]]:
+    """(key, location) of rows that a loaded config names and that are fetched: whether they are there is not known."""
+    return unchecked(job)
+
+
 def migrate(old: str | Path) -> Migration:
     """Translate a config of EasyDistill 1 or 2 to this version. Writes nothing.
 
@@ -134,15 +141,13 @@ def _planned(loaded: LoadedConfig, run_directory: RunDirectory) -> list[PlannedS
     records = runner.completed(stages)
     pending = [stage.name for stage, record in zip(stages, records, strict=True) if record is None]
     planned: list[PlannedStage] = []
-    for number, (stage, record) in enumerate(zip(stages, records, strict=True), start=1):
+    for number, (stage, standing) in enumerate(zip(stages, runner.standings(stages, records), strict=True), start=1):
         directory = run_directory.stage_directory(number, stage.name)
         if isinstance(stage, Composite):
             planned += stage.planned(directory, pending)
         else:
-            state = "done" if record is not None else "pending"
-            notes = notes_of(stage) if record is None else ()
-            planned.append(PlannedStage(stage.name, state, stage.estimate(directory), notes))
-    return planned
+            planned.append(planned_stage(stage, directory, standing))
+    return with_hours(planned)
 
 
 def _as_kept(loaded: LoadedConfig) -> LoadedConfig:

@@ -68,9 +68,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="REASONS",
         help="comma-separated reasons as in rejected.jsonl, e.g. rate_limit,parse; default: where it may help",
     )
-    add_config("validate", "check a config and list every error; needs no network and no models")
+    validate = add_config("validate", "check a config and list every error; needs no network and no models")
+    words = "the run takes place on another machine: what is not on this one is told, and is no error"
+    validate.add_argument("--elsewhere", action="store_true", help=words)
     plan = add_config("plan", "show what a run would do, and what is already done")
     plan.add_argument("--json", action="store_true", help="as JSON")
+    words = "measure this machine first (a minute) and keep the rates, for times where no run has been yet"
+    plan.add_argument("--probe", action="store_true", help=words)
     preview = add_config("preview", "show the first rows and prompts as they would be sent, without asking a model")
     preview.add_argument("-n", "--rows", type=_count, default=5, metavar="N", help="how many rows (default 5)")
     preview.add_argument("--json", action="store_true", help="as JSON Lines")

@@ -185,6 +185,7 @@ class JobRun:
                 self._track_finished()
                 return self._result(found, fresh=False)
             runner.examine(stages, records)
+            runner.tell_standings(stages, records)
             runner.foretell(stages, records)
             with self._directory.logging(self._redactor):
                 try:

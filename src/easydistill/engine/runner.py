@@ -19,12 +19,15 @@ from easydistill.data.images.sources import changed_sources
 from easydistill.data.manifest import NAME as MANIFEST
 from easydistill.data.manifest import Manifest
 from easydistill.data.records import content_hash
+from easydistill.engine.again import KEPT, RUNS, Standing, waiting, why_again
 from easydistill.engine.finished import STUDENT, FinishedStudent
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter, duration
+from easydistill.engine.rates import record as keep_rate
 from easydistill.engine.run_directory import LOGGER, RunDirectory, package_versions
 from easydistill.engine.secrets import Redactor
-from easydistill.engine.stage import Artifact, Dated, Examining, Foretelling, Stage, StageContext, StageResult
+from easydistill.engine.stage import Artifact, Dated, Examining, Foretelling, Stage, StageContext, StageResult, work_of
+from easydistill.engine.usage import Meter
 from easydistill.errors import ConfigError, DataError
 
 TIME_SPENT = "seconds.json"
@@ -121,6 +124,29 @@ class Runner:
             records.append(record)
         return records
 
+    def standings(self, stages: Sequence[Stage], records: Sequence[StageRecord | None]) -> list[Standing]:
+        """For each stage, what becomes of it and why; `records` as `completed` gives them."""
+        found: list[Standing] = []
+        again = {stage.name for stage, record in zip(stages, records, strict=True) if record is None}
+        artifacts = {record.name: Artifact(record.directory, record.manifest) for record in records if record}
+        for number, (stage, record) in enumerate(zip(stages, records, strict=True), start=1):
+            directory = self._run.stage_directory(number, stage.name)
+            rerun = [name for name in stage.inputs if name in again]
+            if record is not None:
+                found.append(Standing(KEPT))
+            elif rerun:
+                found.append(waiting(directory, rerun))
+            else:
+                found.append(Standing(RUNS, why_again(directory, self._fingerprint(stage, artifacts)[1])))
+        return found
+
+    def tell_standings(self, stages: Sequence[Stage], records: Sequence[StageRecord | None]) -> None:
+        """Say what is kept and what runs again, unless all runs for the first time."""
+        standings = self.standings(stages, records)
+        if any(standing != Standing(RUNS) for standing in standings):
+            shown = [f"{stage.name} {standing.words}" for stage, standing in zip(stages, standings, strict=True)]
+            self._reporter.say(f"of an earlier run: {'; '.join(shown)}")
+
     def execute(self, stages: Sequence[Stage], on_stage: Any = None) -> list[StageRecord]:
         """Run the stages that are not complete, in order; returns a record of every stage.
 
@@ -190,12 +216,8 @@ class Runner:
         return None if changed_sources(directory) else manifest
 
     def _announce(self, directory: Path, name: str, number: int, total: int, now: dict[str, Any]) -> None:
-        old = Manifest.read(directory)
-        why = ""
-        if old is not None:
-            changed = _changed_keys(old.fingerprint_of, now)
-            gone = "its images changed" if changed_sources(directory) else "its files are gone"
-            why = f" again: {', '.join(changed[:5])} changed" if changed else f" again: {gone}"
+        reason = why_again(directory, now)
+        why = f" again: {reason}" if reason else ""
         self._reporter.say(f"[{number}/{total}] {name}{why}")
         LOGGER.info("stage %s starts%s", name, why)
 
@@ -208,6 +230,7 @@ class Runner:
         fingerprint_of: dict[str, Any],
     ) -> Manifest:
         directory.mkdir(parents=True, exist_ok=True)
+        begun = any(directory.iterdir())
         (directory / MANIFEST).unlink(missing_ok=True)
         started = datetime.datetime.now(datetime.UTC)
         with _Stopwatch(directory / TIME_SPENT, fingerprint) as watch:
@@ -222,6 +245,7 @@ class Runner:
                 said=self._said,
                 started=self._run.started,
             )
+            meter = Meter()
             result = self._run_in(stage, context)
             self._stop.raise_if_requested()
         context.image_sources.write(directory)
@@ -244,6 +268,10 @@ class Runner:
             notices=list(context.notices),
         )
         manifest.write(directory)
+        meter.read(fingerprint).write(directory)
+        if not begun and (work := work_of(stage)) is not None:
+            # What goes on with earlier work says nothing of the whole.
+            keep_rate(work, watch.total)
         (directory / TIME_SPENT).unlink(missing_ok=True)
         for notice in context.notices:
             LOGGER.info("stage %s: %s", stage.name, notice)
@@ -276,15 +304,3 @@ class _Stopwatch:
         if exception[0] is not None:
             value = {"fingerprint": self._fingerprint, "seconds": self.total}
             self._path.write_text(json.dumps(value), encoding="utf-8")
-
-
-def _changed_keys(old: Any, new: Any, path: str = "") -> list[str]:
-    """Dotted paths at which two JSON values differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        absent = object()
-        return [
-            changed
-            for key in sorted({*old, *new})
-            for changed in _changed_keys(old.get(key, absent), new.get(key, absent), f"{path}.{key}" if path else key)
-        ]
-    return [] if old == new else [path.removeprefix("config.")]

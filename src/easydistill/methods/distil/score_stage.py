@@ -19,10 +19,12 @@ from easydistill.data.files import hash_file, link_or_copy, set_aside, write_tex
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Rejection, Sample, content_hash, count_reasons, is_cut
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
+from easydistill.engine.devices import kind_of_device
 from easydistill.engine.run_directory import LOGGER
-from easydistill.engine.stage import Estimate, StageContext, StageResult
+from easydistill.engine.stage import Estimate, StageContext, StageResult, Work
 from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.methods.distil.forms import Forms, read_by_teacher, rows_to_score
+from easydistill.methods.shared.memory import answering_bytes
 from easydistill.methods.shared.rendering import LostThoughts, template_identity, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, keep_rejected, render_all
 from easydistill.methods.shared.sight import other_sight, sight_of
@@ -50,6 +52,11 @@ SHARED = "processes/score"
 """Folder for what the processes that score tell each other."""
 MARK = "for.txt"
 """File with the fingerprint of the config that the shards belong to."""
+
+_FIGURES_BYTES = 8
+"""Of a token's signal beside the tokens that are kept."""
+_ENTRY_BYTES = 3.25
+"""Of a kept token: 16 bits name it, 10 are its log-probability."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +228,34 @@ class ScoreStage:
         sizes = [model_parameters(reference) for reference, _ in self._scoring.teachers]
         each = 4 if self._scoring.signals.dtype == "float32" else 2
         known = [size for size in sizes if size is not None]
-        return Estimate(memory_bytes=sum(known) * each if len(known) == len(sizes) else None)
+        rows, tokens = self._rows.sizes_ahead(self._scoring.max_length)
+        disk = round(tokens * self._signal_bytes()) if rows else None
+        return Estimate(
+            rows=rows or None,
+            memory_bytes=answering_bytes(sum(known), each) if len(known) == len(sizes) else None,
+            disk_bytes=disk,
+            disk_parts=None if disk is None else {"signals": disk},
+        )
+
+    def work(self) -> Work | None:
+        sizes = [model_parameters(reference) for reference, _ in self._scoring.teachers]
+        known = sum(size for size in sizes if size is not None)
+        rows, tokens = self._rows.sizes_ahead(self._scoring.max_length)
+        return None if None in sizes or not rows else Work("score", 2 * known * tokens, kind_of_device())
+
+    def _signal_bytes(self) -> float:
+        """Of a token: kept tokens with their log-probabilities, packed, and a few figures (`signals/codec.py`).
+
+        Drawn kinds keep fewer than they may: their share is that of SmolLM2's answers (`benchmarks/quality`).
+        """
+        kept: Any = self._scoring.signals
+        counts = {"top_k": "k", "top_p": "k_max", "sampled": "draws", "threshold": "n"}
+        if kept.kind == "top_k_sampled":
+            count: float = kept.k + kept.draws
+        else:
+            count = getattr(kept, counts[kept.kind])
+        share = {"threshold": 0.17, "sampled": 0.4, "top_p": 0.4}.get(kept.kind, 1.0)
+        return _FIGURES_BYTES + share * count * _ENTRY_BYTES
 
     @property
     def works_alone(self) -> bool:
