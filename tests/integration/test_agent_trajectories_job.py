@@ -86,7 +86,7 @@ def shop() -> Iterator[Shop]:
     made.close()
 
 
-def job(shop: Shop, folder: Path, **synthesis: Any) -> dict[str, Any]:
+def job(shop: Shop, folder: Path, tasks: int | None = None, **synthesis: Any) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     return {
         "job_type": "agent_trajectories",
@@ -94,6 +94,7 @@ def job(shop: Shop, folder: Path, **synthesis: Any) -> dict[str, Any]:
         "dataset": {
             "instruction_path": str(EXAMPLE / "tasks.jsonl"),
             "labeled_path": str(folder / "chats.jsonl"),
+            "max_samples": tasks,
         },
         "inference": {"base_url": shop.url, "max_new_tokens": 256, "max_retry_wait": 0.1, "max_concurrency": 2},
         "synthesis": {
@@ -112,6 +113,11 @@ def test_from_tasks_to_a_student_that_learns_the_calls(shop: Shop, tmp_path: Pat
     shop.statuses = [429, 500, 200, 503]
     result = easydistill.run(job(shop, tmp_path), quiet=True)
     assert result.exit_code == 0 and max(shop.asked.values()) == 1
+    # Functions cost nothing: only the server's answers are counted.
+    spent = json.loads((tmp_path / "run/summary.json").read_text())["stages"]["synthesise"]["metrics"]
+    counted = [value for name, value in spent.items() if name.startswith("spent_by_")]
+    assert counted and all(value["answers_without_counts"] == 0 for value in counted)
+    assert counted[0]["answers"] == shop.asked.total()
     chats, rejected = read_samples(tmp_path / "chats.jsonl", labelled=True)
     assert len(chats) == 14 and not rejected
     by_id = {chat.id: chat for chat in chats}
@@ -135,7 +141,9 @@ def test_from_tasks_to_a_student_that_learns_the_calls(shop: Shop, tmp_path: Pat
         assert text.count("<|im_end|>") == len(learned)
         assert text.count("<tool_call>") == sum(len(message.get("tool_calls", ())) for message in learned)
         assert "changed_mind" not in text and "tool_response" not in text and "error" not in text
-        assert all(str(message["content"]) not in text for message in chat.messages if message["role"] == "user")
+        # But for what it repeats in a call: an address, a number.
+        told = [str(message["content"]) for message in chat.messages if message["role"] == "user"]
+        assert all(words not in text for words in told if " " in words)
 
     training = {"max_steps": 1, "per_device_train_batch_size": 2, "max_length": 2048}
     tuned = easydistill.run(
@@ -155,12 +163,12 @@ def test_from_tasks_to_a_student_that_learns_the_calls(shop: Shop, tmp_path: Pat
 
 
 def test_a_killed_run_goes_on_and_asks_nothing_twice(shop: Shop, tmp_path: Path) -> None:
-    whole = easydistill.run(job(shop, tmp_path / "whole"), quiet=True)
+    whole = easydistill.run(job(shop, tmp_path / "whole", 4), quiet=True)
     assert whole.exit_code == 0
     once = shop.asked.copy()
     shop.asked.clear()
-    torn = write_config(tmp_path, job(shop, tmp_path / "torn"))
-    for stop in (20, 45):
+    torn = write_config(tmp_path, job(shop, tmp_path / "torn", 4))
+    for stop in (9, 17):
         shop.stop_after = lambda count, stop=stop: count >= stop  # type: ignore[misc]
         shop.halted.clear()
         process = start(torn)
@@ -176,12 +184,14 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(shop: Shop, tmp_path: Path)
 
 
 def test_another_threshold_asks_nothing_again(shop: Shop, tmp_path: Path) -> None:
-    easydistill.run(job(shop, tmp_path), quiet=True)
+    """The shipped kettle is looked up and not cancelled: one call."""
+    easydistill.run(job(shop, tmp_path, 2), quiet=True)
     asked = shop.asked.total()
-    strict = job(shop, tmp_path, rubric={"min_score": 5, "min_mean": 5})
-    strict["dataset"]["instruction_path"] = str(EXAMPLE / "tasks.jsonl")
-    easydistill.run(strict, quiet=True)
-    assert shop.asked.total() == asked
+    assert len(read_samples(tmp_path / "chats.jsonl", labelled=True)[0]) == 2
+    (tmp_path / "chats.jsonl").unlink()
+    easydistill.run(job(shop, tmp_path, 2, min_calls=2), quiet=True)
+    (kept,), _ = read_samples(tmp_path / "chats.jsonl", labelled=True)
+    assert kept.id == "cancel-lamp" and shop.asked.total() == asked
 
 
 # --- functions ----------------------------------------------------------------------------------------------------
