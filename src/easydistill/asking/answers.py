@@ -133,9 +133,10 @@ def answer_all(
 
 def count_earlier(teacher: Teacher, journal: Journal) -> dict[str, str]:
     """Enter the teacher's earlier answers in its ledger; returns what marks its new ones in the journal."""
-    if not isinstance(teacher, Metered):
-        return {}
     author = author_of(teacher)
+    if not isinstance(teacher, Metered):
+        # Signed too: a metered teacher that shares the journal would count what is not signed as its own.
+        return {AUTHOR: author}
 
     def count(record: dict[str, Any]) -> None:
         # Several teachers may share a journal. Records without a signature are from before that was possible.
