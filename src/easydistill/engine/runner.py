@@ -6,6 +6,7 @@ the stage's own config and the hashes of the outputs it reads, so a change rerun
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import time
@@ -14,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easydistill.data.files import hash_file
+from easydistill.data.files import hash_file, write_json
 from easydistill.data.images.sources import changed_sources
 from easydistill.data.manifest import NAME as MANIFEST
 from easydistill.data.manifest import Manifest
 from easydistill.data.records import content_hash
 from easydistill.engine.interrupt import StopSignal
+from easydistill.engine.machine.stages import explained_machine
 from easydistill.engine.progress import Reporter, duration
 from easydistill.engine.run_directory import LOGGER, RunDirectory, package_versions
 from easydistill.engine.secrets import Redactor
@@ -132,7 +134,8 @@ class Runner:
             status = "skipped"
             if manifest is None:
                 self._announce(directory, stage.name, number, len(stages), fingerprint_of)
-                manifest = self._run_stage(stage, directory, artifacts, fingerprint, fingerprint_of)
+                with explained_machine(directory, stage):
+                    manifest = self._run_stage(stage, directory, artifacts, fingerprint, fingerprint_of)
                 status = "done"
             artifacts[stage.name] = Artifact(directory, manifest)
             records.append(StageRecord(stage.name, status, manifest, directory))
@@ -252,7 +255,9 @@ class _Stopwatch:
         self.total = self._earlier + time.monotonic() - self._start
         if exception[0] is not None:
             value = {"fingerprint": self._fingerprint, "seconds": self.total}
-            self._path.write_text(json.dumps(value), encoding="utf-8")
+            # The error that ends the stage may be the disk's: it is the one to tell.
+            with contextlib.suppress(OSError):
+                write_json(self._path, value)
 
 
 def _changed_keys(old: Any, new: Any, path: str = "") -> list[str]:
