@@ -80,6 +80,9 @@ class StorageError(MachineError, OSError):
 class OutOfMemory(MachineError, MemoryError):
     """Memory has run out, of this machine or of a GPU, or what this process may take of it."""
 
+    advised = True
+    """Whether its text says what to do. (Who raises it may not know the stage, and so its settings.)"""
+
 
 class RunDirectoryBusy(EasyDistillError, RuntimeError):
     """Another process is working in the same run directory."""

@@ -186,6 +186,7 @@ class JobRun:
                 return self._result(found, fresh=False)
             runner.examine(stages, records)
             runner.foretell(stages, records)
+            runner.check_room(stages, records)
             with self._directory.logging(self._redactor):
                 try:
                     return self._execute(runner, stages)

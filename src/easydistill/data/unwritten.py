@@ -65,6 +65,10 @@ class Unwritten:
         except OSError:
             with contextlib.suppress(OSError):
                 os.ftruncate(descriptor, end)
+            if folder is not None:
+                if end == 0:
+                    (folder / self._name).unlink(missing_ok=True)
+                os.close(descriptor)
             raise
         self._descriptor = descriptor
         if folder is not None:

@@ -37,19 +37,23 @@ _ON_GPU = re.compile(r"cuda|cublas|hip|gpu", re.IGNORECASE)
 
 
 def machine_error(
-    error: BaseException, near: Path, settings: Callable[[], Sequence[str]] = tuple
+    error: BaseException,
+    near: Path,
+    settings: Callable[[], Sequence[str]] = tuple,
+    needed: Callable[[], str] = str,
 ) -> MachineError | None:
     """The error that tells the user what the machine lacks: itself, if it does; None if it is none of the machine's.
 
     Args:
         near: a directory that was being written to, where the error names no file.
         settings: gives those with which less memory is needed, a line each.
+        needed: gives a line on how much room is needed, or nothing.
     """
     for found in _chain(error):
         if isinstance(found, MachineError):
             return found
         if (storage := _as_storage(found)) is not None:
-            return StorageError(explained_storage(storage, near))
+            return StorageError(explained_storage(storage, near, needed=needed))
         if _is_of_memory(found):
             return OutOfMemory(_explained_memory(found, settings()))
         if "can't start new thread" in str(found) or (isinstance(found, OSError) and found.errno == errno.EAGAIN):
@@ -93,12 +97,13 @@ def _as_storage(error: BaseException) -> OSError | None:
     return OSError(number, os.strerror(number)) if number in OF_STORAGE else None
 
 
-def explained_storage(error: OSError, near: Path, head: str = "") -> str:
+def explained_storage(error: OSError, near: Path, head: str = "", needed: Callable[[], str] = str) -> str:
     """What has happened to a file, what there is, and what to do.
 
     Args:
         near: the directory, where the error names no file.
         head: words before it, such as the setting that names the directory.
+        needed: gives a line on how much room is needed, or nothing.
     """
     path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else near
     what, todo = _what_and_todo(error, path)
@@ -109,6 +114,7 @@ def explained_storage(error: OSError, near: Path, head: str = "") -> str:
         lines.append(f"    {words(room.free)} are free at {room.mount}")
         if room.files == 0:
             lines[-1] += ", and no file can be made there: its inodes are used up"
+        lines += [line] if (line := needed()) else []
     return "\n".join([*lines, *_kept_lines(), f"    → {todo}, then {AGAIN}"])
 
 

@@ -92,32 +92,52 @@ def check_writable(directory: Path, what: str) -> None:
             probe.unlink(missing_ok=True)
 
 
-def check_room(path: Path, needed: int, what: str) -> None:
-    """Refuse to start what certainly has no room.
+@dataclass(frozen=True)
+class Needed:
+    """Bytes that are going to be written."""
+
+    certain: int = 0
+    """At least, however the run goes."""
+    likely: int = 0
+    """At most, checkpoints and the like with it."""
+
+    def __add__(self, other: Needed) -> Needed:
+        return Needed(self.certain + other.certain, self.likely + other.likely)
+
+
+def check_room(path: Path, needed: Needed, what: str) -> str | None:
+    """Compare what is going to be written with what is free; a line if it may be too little.
 
     Args:
-        path: where it is going to be written; need not exist yet.
-        needed: bytes.
+        path: the directory that it goes to, which need not exist yet. What it holds already counts as written.
         what: is written, in words.
 
     Raises:
-        StorageError: less is free.
+        StorageError: what is certain to be written has no room.
     """
     found = room_at(path)
-    if found is not None and found.free < needed:
+    if found is None or (needed.likely <= found.free and needed.certain <= found.free):
+        return None
+    free = found.free + _size_of(path)
+    there = f"{words(found.free)} are free at {found.mount}"
+    if needed.certain > free:
         raise StorageError(
-            f"{what} {'need' if what.endswith('s') else 'needs'} {words(needed)} at {path}, and {words(found.free)} "
-            f"are free there ({found.mount})\n"
+            f"{what}: {words(needed.certain)} are needed at {path}, and {there}\n"
             "    → free space, or give the run another output_dir"
         )
+    if needed.likely > free:
+        return f"{what} may need {words(needed.likely)} of disk, and {there}"
+    return None
 
 
-def lack_of_room(path: Path, needed: int) -> str | None:
-    """A line if what may be written has no room; None if it has, or that cannot be told."""
-    found = room_at(path)
-    if found is None or found.free >= needed:
-        return None
-    return f"may need {words(needed)} on disk; {words(found.free)} are free at {found.mount}"
+def _size_of(path: Path) -> int:
+    """Bytes of the files in a directory; 0 if there is none."""
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += (Path(folder) / name).lstat().st_size
+    return total
 
 
 def who_may(path: Path) -> str:
