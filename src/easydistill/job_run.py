@@ -16,9 +16,12 @@ from typing import Any
 from easydistill.config.reading import LoadedConfig
 from easydistill.data.answers_cache import using
 from easydistill.data.files import show_directory
+from easydistill.data.unwritten import forget_unwritten
 from easydistill.engine.determinism import deterministic, explained_refusals
 from easydistill.engine.finished import replacing
 from easydistill.engine.interrupt import StopSignal
+from easydistill.engine.machine import machine_error
+from easydistill.engine.machine.stages import explained_machine
 from easydistill.engine.progress import Reporter
 from easydistill.engine.run_directory import LOGGER, RunDirectory
 from easydistill.engine.runner import Runner, StageRecord
@@ -32,6 +35,7 @@ from easydistill.errors import (
     EXIT_TOO_MANY_REJECTED,
     EasyDistillError,
     Interrupted,
+    MachineError,
     StoreError,
 )
 from easydistill.jobs import stages_of
@@ -107,7 +111,8 @@ class JobRun:
         Args:
             again: first ask again for rows rejected for these reasons; None to skip this.
         """
-        with launched(self._place):
+        forget_unwritten()
+        with launched(self._place), explained_machine(self._directory.path):
             if self._place.index > 0:
                 return self._help()
             with deterministic(self._loaded.job.computes_deterministically):
@@ -187,6 +192,7 @@ class JobRun:
             runner.examine(stages, records)
             runner.tell_standings(stages, records)
             runner.foretell(stages, records)
+            runner.check_room(stages, records)
             with self._directory.logging(self._redactor):
                 try:
                     return self._execute(runner, stages)
@@ -218,18 +224,32 @@ class JobRun:
             with self._stop.listening(patience=self._patience), explained_refusals():
                 self._records = runner.execute(stages, self._keep)
         except Interrupted as error:
-            self._finish("interrupted", EXIT_INTERRUPTED, str(error))
+            with self._explained_end(error):
+                self._finish("interrupted", EXIT_INTERRUPTED, str(error))
             error.args = (f"stopped; finished work is kept. To resume:\n    {self._resume_command()}",)
             raise
         except BaseException as error:
             code = error.exit_code if isinstance(error, EasyDistillError) else EXIT_FAILED
             LOGGER.log(logging.ERROR, "failed: %s\n%s", error, traceback.format_exc())
-            setattr(error, LOGGED_IN, self._directory.log)
-            self._finish("failed", code, f"{type(error).__name__}: {error}")
+            if self._directory.log_is_whole:
+                setattr(error, LOGGED_IN, self._directory.log)
+            with self._explained_end(error):
+                self._finish("failed", code, f"{type(error).__name__}: {error}")
             raise
         code = exit_code_of(self._records, self._loaded.job.max_rejected_share)
         summary = self._finish("done", code, None)
         return self._result(summary, fresh=True)
+
+    @contextlib.contextmanager
+    def _explained_end(self, error: BaseException) -> Iterator[None]:
+        """A report that cannot be written is not the error to tell: the run has ended with another one."""
+        try:
+            yield
+        except Exception as failed:
+            if machine_error(failed, self._directory.path) is None:
+                raise
+            if not isinstance(error, MachineError):
+                error.add_note(f"its report could not be written: {failed}")
 
     def _keep(self, records: list[StageRecord]) -> None:
         self._records = list(records)

@@ -49,6 +49,7 @@ from easydistill.data.row_files.identity import hash_rows
 from easydistill.data.writing import only_writable, write_paper_json, write_parquet
 from easydistill.engine.checks import missing_folder, unreadable_rows
 from easydistill.engine.devices import kind_of_device
+from easydistill.engine.machine.settings import smaller_batches
 from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult, Work, lines_of
 from easydistill.errors import ConfigIssue, DataError
 from easydistill.teachers.sizes import chat_bytes
@@ -131,6 +132,9 @@ class LabelStage:
             # Rows with images are labelled that would else be refused.
             **({"images_seen": True} if self._unseen is not _seen and self._unseen() is None else {}),
         }
+
+    def less_memory(self) -> list[str]:
+        return smaller_batches(self._inference)
 
     def _identity(self) -> dict[str, Any]:
         """Of the teacher, or of all and of what tells which rows are whose."""

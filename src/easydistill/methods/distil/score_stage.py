@@ -224,6 +224,16 @@ class ScoreStage:
             return False
         return any(self._forms.shows_date(reference) for reference, _ in scoring.teachers)
 
+    def less_memory(self) -> list[str]:
+        most = self._scoring.signals.max_batch_tokens
+        if self._scoring.signals.backend == "vllm":
+            return []
+        if most is None:
+            return [
+                "signals.max_batch_tokens=2048 (by default 4,096, and 8,192 on a GPU; a row longer than it is alone)"
+            ]
+        return [f"signals.max_batch_tokens={most // 2} (a row longer than it is alone)"] if most > 1 else []
+
     def estimate(self, directory: Path) -> Estimate:
         sizes = [model_parameters(reference) for reference, _ in self._scoring.teachers]
         each = 4 if self._scoring.signals.dtype == "float32" else 2
