@@ -1,8 +1,8 @@
 """Every reason under which the code rejects a row, found in its syntax trees: nothing is imported or run.
 
-A reason is a word in the place of a parameter called `reason`, of one of our classes or functions; a constant there, which
-is followed through imports; the first of two values that are returned as (reason, detail); or a constant of which a
-variable called `reason` is made. Reasons that are put together (`http_404`) are not found.
+A reason is a word in the place of a parameter called `reason`, of one of our classes or functions; a constant there,
+which is followed through imports; the first of two values that are returned as (reason, detail); or a constant of which
+a variable called `reason` is made. Reasons that are put together (`http_404`) are not found.
 """
 
 from __future__ import annotations
@@ -117,9 +117,8 @@ class Reasons:
         elif isinstance(value, ast.Name):
             if value.id in module.constants:
                 yield module.constants[value.id]
-            elif value.id in module.imported and (owner := self._owner(*module.imported[value.id])):
-                if owner[1] in owner[0].constants:
-                    yield owner[0].constants[owner[1]]
+            elif owner := self._owner(*module.imported.get(value.id, (Path(), ""))):
+                yield from filter(None, [owner[0].constants.get(owner[1])])
 
 
 def _is_reason(target: ast.expr) -> bool:
