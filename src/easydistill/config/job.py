@@ -36,8 +36,9 @@ class JobConfig(Section):
     `s3://bucket/runs/kd` keeps the run in an object store; see docs/remote.md."""
 
     deterministic: bool = False
-    """The same files run for run and resume for resume on one kind of GPU, which otherwise rounds otherwise each time;
-    slower there. On a CPU they are the same anyway. See docs/determinism.md."""
+    """Make two runs of one config write the same files, to the last bit, on one kind of GPU, also if one was
+    interrupted. Without it the last digits of sums differ there. Slower on a GPU; on a CPU runs are the same anyway.
+    See docs/determinism.md."""
     track: Track | None = Field(default=None, json_schema_extra=or_list)
     """Where the run's figures are shown besides its own files, such as `["tensorboard"]`.
     Nothing is sent over a network unless a sink's own keys say so. See docs/tracking.md."""

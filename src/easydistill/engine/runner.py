@@ -20,7 +20,7 @@ from easydistill.data.images.sources import changed_sources
 from easydistill.data.manifest import NAME as MANIFEST
 from easydistill.data.manifest import Manifest
 from easydistill.data.records import content_hash
-from easydistill.engine.again import KEPT, RUNS, Standing, waiting, why_again
+from easydistill.engine.again import KEPT, RUNS, Standing, changes, waiting, why_again
 from easydistill.engine.finished import STUDENT, FinishedStudent
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.machine import machine_error
@@ -197,7 +197,7 @@ class Runner:
     def _keep_student(self, finished: FinishedStudent, directory: Path, now: dict[str, Any]) -> None:
         """Keep the student of a stage that is complete with other settings, and say where."""
         old = Manifest.read(directory)
-        if old is None or not (changed := _changed_keys(old.fingerprint_of, now)):
+        if old is None or not (changed := list(changes(old.fingerprint_of, now))):
             return
         kept = finished.keep(directory / MODEL)
         if kept is not None:
