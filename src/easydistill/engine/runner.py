@@ -19,6 +19,7 @@ from easydistill.data.images.sources import changed_sources
 from easydistill.data.manifest import NAME as MANIFEST
 from easydistill.data.manifest import Manifest
 from easydistill.data.records import content_hash
+from easydistill.engine.checks import in_one
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter, duration
 from easydistill.engine.run_directory import LOGGER, RunDirectory, package_versions
@@ -76,7 +77,7 @@ class Runner:
             ConfigError: with every issue of every stage.
         """
         # Stages of several rounds report the same issues.
-        issues = list(dict.fromkeys(issue for stage in stages for issue in stage.preflight()))
+        issues = in_one([issue for stage in stages for issue in stage.preflight()])
         if issues:
             raise ConfigError(issues)
 
