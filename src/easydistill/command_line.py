@@ -79,10 +79,11 @@ def parser() -> argparse.ArgumentParser:
     preview.add_argument("-n", "--rows", type=_count, default=5, metavar="N", help="how many rows (default 5)")
     preview.add_argument("--json", action="store_true", help="as JSON Lines")
     init = add("init", "print a commented starting config, or copy a recipe")
-    init.add_argument("job_type", nargs="?", help="which job, e.g. black_box_kd_local")
+    words = "which job, e.g. black_box_kd_local; quickstart: a first job with its prompts, written into this folder"
+    init.add_argument("job_type", nargs="?", metavar="JOB", help=words)
     init.add_argument("--recipe", metavar="NAME", help="copy a recipe's config, data and README into a folder instead")
     init.add_argument("--small", action="store_true", help="with --recipe: the one that runs on two cores")
-    words = "write it to a file instead; with --recipe: the folder (default: the recipe's name)"
+    words = "write it to a file instead; with quickstart and --recipe: the folder"
     init.add_argument("-o", "--output", metavar="FILE", help=words)
     recipes = add("recipes", "list the recipes: whole pipelines with published settings")
     recipes.add_argument("--json", action="store_true", help="as JSON")

@@ -21,6 +21,7 @@ from easydistill.data.manifest import NAME as MANIFEST
 from easydistill.data.manifest import Manifest
 from easydistill.data.records import content_hash
 from easydistill.engine.again import KEPT, RUNS, Standing, changes, waiting, why_again
+from easydistill.engine.checks import in_one
 from easydistill.engine.finished import STUDENT, FinishedStudent
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.machine import machine_error
@@ -88,7 +89,7 @@ class Runner:
             ConfigError: with every issue of every stage.
         """
         # Stages of several rounds report the same issues.
-        issues = list(dict.fromkeys(issue for stage in stages for issue in stage.preflight()))
+        issues = in_one([issue for stage in stages for issue in stage.preflight()])
         if issues:
             raise ConfigError(issues)
 
