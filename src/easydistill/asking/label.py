@@ -30,7 +30,7 @@ from easydistill.asking.outputs import (
 )
 from easydistill.asking.row_teachers import RowTeachers
 from easydistill.config.dataset import RowsConfig
-from easydistill.config.inference import ApiInferenceConfig, SamplingConfig
+from easydistill.config.inference import ApiInferenceConfig, InferenceConfig, SamplingConfig
 from easydistill.contracts.teacher import (
     Completion,
     Failure,
@@ -173,7 +173,7 @@ class LabelStage:
         if isinstance(self._inference, ApiInferenceConfig):
             named = [f"{identity.get('base_url')} {identity.get('model')}" for identity in self._identities()]
             return Work("ask", len(samples), named[0])
-        if None in sizes:
+        if None in sizes or not isinstance(self._inference, InferenceConfig):
             return None
         each = max(size for size in sizes if size is not None)
         tokens = sum(chat_bytes(sample.prompt) // 4 + self._inference.max_new_tokens for sample in samples)
