@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from easydistill import api
 from easydistill.asking.answers_exchange import check, export, facts_of, import_into
 from easydistill.data.answers_cache import AnswersCache, in_use, using
 from easydistill.data.answers_cache.entries import decode, encode
@@ -327,3 +328,26 @@ def test_answers_of_a_run_that_had_no_cache_can_be_imported(tmp_path: Path) -> N
         assert list(cache) == [key_of(1), key_of(3)]
         found = cache.get(key_of(3))
         assert found is not None and found["extra"] == {} and "by" not in found
+
+
+# --- configs ----------------------------------------------------------------------------------------------------------
+
+
+def pipeline(**job: Any) -> dict[str, Any]:
+    label = {"job_type": "label", "dataset": {"instruction_path": "p.json"}, "inference": {"base_url": "http://x/v1"}}
+    return {"job_type": "pipeline", "output_dir": "runs/p", "jobs": {"label": {**label, **job}}}
+
+
+def test_the_jobs_of_a_pipeline_have_its_cache_and_none_of_their_own() -> None:
+    job: Any = api.load({**pipeline(), "answers_cache": "answers"}).job
+    assert (job.answers_cache, job.jobs["label"].answers_cache) == ("answers", "answers")
+    with pytest.raises(ConfigError, match="move it to the top level"):
+        api.load(pipeline(answers_cache="own"))
+
+
+def test_a_cache_changes_no_fingerprint() -> None:
+    with_one: Any = api.load({**pipeline(), "answers_cache": "answers"}).job
+    without: Any = api.load(pipeline()).job
+    assert with_one.jobs["label"].identity() == without.jobs["label"].identity()
+    with pytest.raises(ConfigError, match="object store"):
+        api.load({**pipeline(), "answers_cache": "oss://bucket/answers"})

@@ -24,9 +24,9 @@ def test_every_combination_is_a_variant_with_a_name_that_can_be_read() -> None:
 
 
 def test_commas_inside_a_value_separate_nothing() -> None:
-    (one, two, three) = variants_of(['training.lora={"r": 4, "alpha": [1,2]},null,"a,b"'])
+    (one, two, three, four) = variants_of(['training.lora={"r": 4, "alpha": [1,2]},null,"a,b",-1'])
     assert one.values == (("training.lora", '{"r": 4, "alpha": [1,2]}'),)
-    assert (two.name, three.name) == ("lora=null", "lora=a-b")
+    assert (two.name, three.name, four.name) == ("lora=null", "lora=a-b", "lora=-1")
 
 
 def test_keys_with_the_same_end_keep_as_much_as_tells_them_apart() -> None:
@@ -74,6 +74,7 @@ def test_a_list_names_variants_one_by_one(tmp_path: Path) -> None:
         (["training.seed=1", "training.seed=2"], "list all its values once"),
         (["output_dir=a,b"], "a sweep sets this itself"),
         (["answers_cache=a,b"], "a sweep sets this itself"),
+        (["inference.api_key=a,b"], "a secret would be in the names"),
         ([], "nothing varies"),
     ],
 )

@@ -5,5 +5,6 @@ that would take, `table.py` shows what came of it.
 """
 
 from easydistill.sweeping.sweep import SweepResult, sweep
+from easydistill.sweeping.variants import Variant, variants_of
 
-__all__ = ["SweepResult", "sweep"]
+__all__ = ["SweepResult", "Variant", "sweep", "variants_of"]

@@ -115,13 +115,21 @@ class Sweep:
     ) -> None:
         self._config = config if isinstance(config, Mapping) else str(config)
         self._overrides = tuple(overrides)
-        first = self._load(variants[0], ()) if output is None else None
-        named = str(output) if first is None else first.job.remote or str(first.run_directory)
+        named = self._folder(variants) if output is None else str(output)
         if is_remote(named):
             hint = "name a folder of this machine with --output; submit variants one by one to a store"
             raise ConfigError(ConfigIssue("--output", "output_dir", f"{named} is in an object store", hint))
         self.directory = Path(named)
         self.runs = self._checked(variants)
+
+    def _folder(self, variants: Sequence[Variant]) -> str:
+        """The config's own `output_dir`."""
+        for variant in variants:
+            with contextlib.suppress(ConfigError):
+                loaded = self._load(variant, ())
+                return loaded.job.remote or str(loaded.run_directory)
+        # None can be read; what is wrong with each is told next.
+        return "runs"
 
     @property
     def cache(self) -> Path:
@@ -286,22 +294,15 @@ def is_finished(loaded: LoadedConfig) -> bool:
 def run_child(asked: Mapping[str, Any]) -> int:
     """Run one variant in a process of its own; returns its exit code, or minus the signal that killed it."""
     command = [sys.executable, "-m", "easydistill.sweeping.child"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, env=_environment()) as process, _passing_on(process):
+    # What it prints is shown as it comes, also where this process's output is no terminal.
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as process, _passing_on(process):
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps(asked).encode() + b"\n")
             process.stdin.flush()
         # The input stays open: its end tells the child that the sweep is gone.
         return process.wait()
-
-
-def _environment() -> dict[str, str]:
-    """With this easydistill, wherever it was imported from."""
-    import easydistill
-
-    root = str(Path(easydistill.__file__).resolve().parents[1])
-    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "PYTHONUNBUFFERED": "1"}
 
 
 @contextlib.contextmanager

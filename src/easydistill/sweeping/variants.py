@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from easydistill.config.identity import SECRET_KEYS
 from easydistill.data.files import read_json
 from easydistill.data.records import content_hash
 from easydistill.errors import ConfigError, ConfigIssue
@@ -64,6 +65,9 @@ def variants_of(
     for path in dict.fromkeys([*paths, *(path for entry in entries for path, _ in entry)]):
         if path in _OWN or path.startswith("storage."):
             issues.append(_issue(GRID, path, "a sweep sets this itself, or cannot vary it", "remove it"))
+        if path.rpartition(".")[2] in SECRET_KEYS:
+            hint = 'write "${env:NAME}" in the config'
+            issues.append(_issue(GRID, path, "a secret would be in the names of folders", hint))
     for path in sorted({path for entry in entries for path, _ in entry} & set(paths)):
         issues.append(_issue(LIST, path, "the grid has this key too", "keep one of them"))
     if not axes and not listed:
