@@ -19,6 +19,7 @@ from easydistill.data.images.sources import changed_sources
 from easydistill.data.manifest import NAME as MANIFEST
 from easydistill.data.manifest import Manifest
 from easydistill.data.records import content_hash
+from easydistill.engine.events import StageFinished, StageStarted
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter, duration
 from easydistill.engine.run_directory import LOGGER, RunDirectory, package_versions
@@ -134,6 +135,7 @@ class Runner:
                 self._announce(directory, stage.name, number, len(stages), fingerprint_of)
                 manifest = self._run_stage(stage, directory, artifacts, fingerprint, fingerprint_of)
                 status = "done"
+            self._tell_finished(manifest, number, len(stages), skipped=status == "skipped")
             artifacts[stage.name] = Artifact(directory, manifest)
             records.append(StageRecord(stage.name, status, manifest, directory))
             if on_stage is not None:
@@ -174,7 +176,15 @@ class Runner:
             gone = "its images changed" if changed_sources(directory) else "its files are gone"
             why = f" again: {', '.join(changed[:5])} changed" if changed else f" again: {gone}"
         self._reporter.say(f"[{number}/{total}] {name}{why}")
+        if self._reporter.tell is not None:
+            self._reporter.tell(StageStarted(name, number, total, why.strip()))
         LOGGER.info("stage %s starts%s", name, why)
+
+    def _tell_finished(self, manifest: Manifest, number: int, total: int, *, skipped: bool) -> None:
+        if self._reporter.tell is not None:
+            rows, spent = manifest.rows, manifest.seconds
+            about = (manifest.stage, number, total, skipped, spent, rows.entered, rows.left, dict(manifest.metrics))
+            self._reporter.tell(StageFinished(*about))
 
     def _run_stage(
         self,
