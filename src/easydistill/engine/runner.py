@@ -22,6 +22,7 @@ from easydistill.data.manifest import Manifest
 from easydistill.data.records import content_hash
 from easydistill.engine.again import KEPT, RUNS, Standing, changes, waiting, why_again
 from easydistill.engine.checks import in_one
+from easydistill.engine.events import StageFinished, StageStarted
 from easydistill.engine.finished import STUDENT, FinishedStudent
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.machine import machine_error
@@ -188,6 +189,7 @@ class Runner:
                 with explained_machine(directory, stage), self._attempted(directory, stage):
                     manifest = self._run_stage(stage, directory, artifacts, fingerprint, fingerprint_of)
                 status = "done"
+            self._tell_finished(manifest, number, len(stages), skipped=status == "skipped")
             artifacts[stage.name] = Artifact(directory, manifest)
             records.append(StageRecord(stage.name, status, manifest, directory))
             if on_stage is not None:
@@ -243,7 +245,15 @@ class Runner:
         reason = why_again(directory, now)
         why = f" again: {reason}" if reason else ""
         self._reporter.say(f"[{number}/{total}] {name}{why}")
+        if self._reporter.tell is not None:
+            self._reporter.tell(StageStarted(name, number, total, why.strip()))
         LOGGER.info("stage %s starts%s", name, why)
+
+    def _tell_finished(self, manifest: Manifest, number: int, total: int, *, skipped: bool) -> None:
+        if self._reporter.tell is not None:
+            rows, spent = manifest.rows, manifest.seconds
+            about = (manifest.stage, number, total, skipped, spent, rows.entered, rows.left, dict(manifest.metrics))
+            self._reporter.tell(StageFinished(*about))
 
     def _run_stage(
         self,

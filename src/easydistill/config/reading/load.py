@@ -19,6 +19,7 @@ from easydistill.config.reading.aliases import (
     use_current_names,
 )
 from easydistill.config.reading.diagnose import closest, explain
+from easydistill.config.reading.files import check_files_of_jobs, place_files
 from easydistill.config.reading.given import fill_in
 from easydistill.config.reading.nodes import Issues, Node, from_mapping
 from easydistill.config.reading.old_jobs import refuse_old, why_not_here
@@ -77,8 +78,10 @@ def load_config(
     unusable = apply_overrides(root, overrides, issues)
     read_old_jobs(root, issues)
     name_sinks(root, issues)
-    refuse_old(root, classes)
+    place_files(root)
     parts = jobs_of(root)
+    check_files_of_jobs((root, *parts.values()), classes)
+    refuse_old(root, classes)
     fill_in(root, parts, issues)
     share_sections(root, parts, classes, issues)
     data = resolve(root, issues)
