@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from easydistill.asking.answers import AUTHOR, JOURNAL
+from easydistill.asking.answers import AUTHOR, JOURNAL, UNPAID
 from easydistill.config.inference import ApiInferenceConfig, PricesConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.pipeline import PipelineConfig
@@ -30,6 +30,7 @@ from easydistill.errors import ConfigIssue
 from easydistill.methods.policy.stage import JUDGED
 from easydistill.tasks.custom import judge_journal
 from easydistill.teachers.ledger import Ledger
+from easydistill.teachers.remembering import was_remembered
 
 _JOURNALS = (JOURNAL, JUDGED, judge_journal("*"))
 
@@ -146,13 +147,15 @@ def _found(directory: Path, budget: Budget, prices: _Prices) -> dict[AccountKey,
             place = budget.place(path)
             for record in _records(path):
                 author = record.get(AUTHOR)
-                # Models on this machine sign nothing and cost nothing; nor does the judge of rewards sign.
-                if author is None and not (prices.judge and path.name == JUDGED):
+                # Of rewards, the judge signs nothing.
+                if not (prices.judge and path.name == JUDGED if author is None else not author.startswith(UNPAID)):
                     continue
-                key = (place, author or "")
+                answer, key = _completion(record), (place, author or "")
+                if was_remembered(answer):
+                    continue
                 ledger = found.setdefault(key, Ledger(prices.of(author or "")))
                 assert isinstance(ledger, Ledger)
-                ledger.add(_completion(record))
+                ledger.add(answer)
     return found
 
 
