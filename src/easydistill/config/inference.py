@@ -163,8 +163,8 @@ class ApiInferenceConfig(InferenceConfig):
     """Variables for the server's chat template, such as `{"enable_thinking": false}`, sent as `chat_template_kwargs`,
     which vLLM and SGLang know. A row's own variables take precedence."""
     prices: PricesConfig | None = None
-    """Prices of tokens, for the report and `max_cost`. Without them well-known models at their makers' APIs have built-in
-    prices, each as of a date (docs/teachers.md); of others the cost is unknown."""
+    """Prices of tokens, for the report and `max_cost`. Without them well-known models at their makers' APIs have
+    built-in prices, each as of a date (docs/teachers.md); of others the cost is unknown."""
     max_cost: PositiveFloat | None = None
     """Budget, in the currency of `prices`: no request starts that might exceed it. Answers already on disk count."""
     max_tokens_total: PositiveInt | None = None
