@@ -48,7 +48,7 @@ from easydistill.data.records import CUT, Rejection, Sample, count_reasons, is_c
 from easydistill.data.row_files.identity import hash_rows
 from easydistill.data.writing import only_writable, write_paper_json, write_parquet
 from easydistill.engine.checks import missing_folder, unreadable_rows
-from easydistill.engine.devices import kind_of_device
+from easydistill.engine.devices import answering_bytes, kind_of_device
 from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult, Work, lines_of
 from easydistill.errors import ConfigIssue, DataError
 from easydistill.teachers.sizes import chat_bytes
@@ -152,7 +152,7 @@ class LabelStage:
         return Estimate(
             rows=len(samples),
             tokens_at_most=len(samples) * self._inference.max_new_tokens,
-            memory_bytes=None if None in memory else max(size for size in memory if size is not None),
+            memory_bytes=None if None in memory else answering_bytes(max(size for size in memory if size is not None)),
             # An API's model name may be unknown until the server is contacted, and with it the keys.
             **forecast_calls(
                 requests,

@@ -19,12 +19,11 @@ from easydistill.data.files import hash_file, link_or_copy, set_aside, write_tex
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Rejection, Sample, content_hash, count_reasons, is_cut
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
-from easydistill.engine.devices import kind_of_device
+from easydistill.engine.devices import answering_bytes, kind_of_device
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import Estimate, StageContext, StageResult, Work
 from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.methods.distil.forms import Forms, read_by_teacher, rows_to_score
-from easydistill.methods.shared.memory import answering_bytes
 from easydistill.methods.shared.rendering import LostThoughts, template_identity, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, keep_rejected, render_all
 from easydistill.methods.shared.sight import other_sight, sight_of
@@ -230,7 +229,7 @@ class ScoreStage:
         disk = round(tokens * self._signal_bytes()) if rows else None
         return Estimate(
             rows=rows or None,
-            memory_bytes=answering_bytes(sum(known), each) if len(known) == len(sizes) else None,
+            memory_bytes=answering_bytes(each * sum(known)) if len(known) == len(sizes) else None,
             disk_bytes=disk,
             disk_parts=None if disk is None else {"signals": disk},
         )
