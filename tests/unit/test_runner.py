@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from easydistill.data.manifest import Manifest, RowCounts
 from easydistill.data.records import Rejection
+from easydistill.engine.checks import needs_extra
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.engine.run_directory import RunDirectory
@@ -22,6 +25,8 @@ from easydistill.errors import ConfigError, ConfigIssue, DataError, Interrupted,
 
 class Fake:
     """A stage that writes `text`, and counts its runs."""
+
+    offers: tuple[str, ...] = ()
 
     def __init__(self, name: str, text: str = "x", inputs: Sequence[str] = (), **config: Any) -> None:
         self.name, self.text, self.inputs, self.config = name, text, inputs, config
@@ -325,3 +330,22 @@ def test_lone_surrogates_in_a_rejection_can_be_written(directory: RunDirectory) 
 
     record = runner(directory).execute([Odd("a")])[0]
     assert json.loads((record.directory / "rejected.jsonl").read_text())["detail"] == "?"
+
+
+def test_packages_that_several_stages_lack_are_one_command(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("torch", "transformers", "rensa"):
+        monkeypatch.setitem(sys.modules, name, None)
+    stages = [Fake("a"), Fake("b"), Fake("c")]
+    stages[0].issues = [ConfigIssue("here", "x", "wrong"), *needs_extra("train", "torch", "transformers")]
+    # As a pipeline tells of its jobs' stages.
+    stages[1].issues = [replace(issue, path="jobs.b") for issue in needs_extra("synth", "rensa", "json")]
+    stages[2].issues = needs_extra("train", "torch")
+    with pytest.raises(ConfigError) as caught:
+        runner(directory).preflight(stages)
+    assert str(caught.value) == (
+        "this machine: this job needs packages that are not installed: torch, transformers, rensa\n"
+        "    → pip install 'easydistill-toolkit[train,synth]'\n"
+        "here: x: wrong"
+    )

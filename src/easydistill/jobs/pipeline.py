@@ -13,6 +13,8 @@ from easydistill.config.job import JobConfig
 from easydistill.config.pipeline import Citation, PipelineConfig, citations
 from easydistill.config.values import KeyPath, dotted
 from easydistill.data.manifest import Manifest, RowCounts
+from easydistill.engine.machine.room import Needed
+from easydistill.engine.machine.stages import room_of
 from easydistill.engine.progress import Reporter
 from easydistill.engine.run_directory import RunDirectory
 from easydistill.engine.runner import Runner, StageRecord
@@ -172,6 +174,9 @@ class _JobStage:
 
     def foretell(self) -> list[str]:
         return [line for stage in self._known_stages() for line in notes_of(stage)]
+
+    def room(self) -> Needed:
+        return room_of(self._known_stages())
 
     def _own(self, issues: Sequence[ConfigIssue], resolved: Resolved) -> list[ConfigIssue]:
         """Issues of the job's stages as the pipeline's, less those about what is not known yet."""

@@ -47,9 +47,10 @@ class Job(JobConfig):
     """How the teacher is asked, on this machine."""
     models: ModelsConfig
     signals: SignalsConfig | None = None
-    """What is stored of the teacher's distributions; by default the most probable tokens and draws from the rest."""
+    """Which of the teacher's probabilities are stored; by default those of the most probable tokens, and of a random
+    sample of the others. See docs/white_box.md."""
     distillation: Distillation = Field(default_factory=ForwardKld, validate_default=True)
-    """The divergence, and its weight in the loss."""
+    """How far the student is from the teacher (the divergence), and how much of the loss that is."""
     training: TrainingConfig = TrainingConfig()
     launch: LaunchConfig | None = None
     """Train in several processes."""

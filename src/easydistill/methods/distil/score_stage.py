@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from easydistill.models.multimodal import Vision
     from easydistill.signals.codec import Codec
     from easydistill.signals.score import RowToScore, Scorer
+    from easydistill.signals.shared import SharedStore
     from easydistill.signals.sharing import SharedWork
     from easydistill.signals.store import SignalStore
 
@@ -123,6 +124,7 @@ class ScoreStage:
     name = "score"
     offers: tuple[str, ...] = (SIGNALS,)
     classifies = False
+    answers_cache: str | None = None
 
     def __init__(self, rows: LabelledRows, scoring: Scoring) -> None:
         self._rows = rows
@@ -220,6 +222,16 @@ class ScoreStage:
             # The teacher reads the student's tokens.
             return False
         return any(self._forms.shows_date(reference) for reference, _ in scoring.teachers)
+
+    def less_memory(self) -> list[str]:
+        most = self._scoring.signals.max_batch_tokens
+        if self._scoring.signals.backend == "vllm":
+            return []
+        if most is None:
+            return [
+                "signals.max_batch_tokens=2048 (by default 4,096, and 8,192 on a GPU; a row longer than it is alone)"
+            ]
+        return [f"signals.max_batch_tokens={most // 2} (a row longer than it is alone)"] if most > 1 else []
 
     def estimate(self, directory: Path) -> Estimate:
         sizes = [model_parameters(reference) for reference, _ in self._scoring.teachers]
@@ -330,7 +342,11 @@ class ScoreStage:
         else:
             work = self._work(rows, context)
         directory = context.directory / SIGNALS
-        plan = ShardPlan.of(work.rows, self._scoring.signals, directory)
+        planned = ShardPlan.of(work.rows, self._scoring.signals, directory)
+        plan = planned.with_shared(self._shared(work))
+        if found := len(planned.missing) - len(plan.missing):
+            context.reporter.say(f"  signals of {plan.finished_rows:,} rows are from the answers cache")
+            work.metrics["shards_from_cache"] = found
         counted = context.reporter.task("Scoring", len(work.rows), done=plan.finished_rows)
         with reused_memory(device()), counted as task:
             plan.score(work.codec, work.make_scorer, task.advance, context.stop, share)
@@ -345,6 +361,27 @@ class ScoreStage:
         if share is not None:
             work.metrics.update(share.figures())
         return self._result(SignalStore(directory), len(samples), work, rejected)
+
+    def _shared(self, work: _Work) -> SharedStore | None:
+        """Where other runs keep signals, if the job names a cache."""
+        from easydistill.models.loading import choose_dtype, device
+        from easydistill.signals.shared import SharedShards, SharedStore
+
+        if self.answers_cache is None:
+            return None
+        scoring = self._scoring
+        # The tokens of the rows say what template and length made of them. Names of files are this machine's.
+        about = {
+            "teachers": [[resolve(reference).identity(), weight] for reference, weight in scoring.teachers],
+            "tokenizer": content_hash(self._forms.student.tokenizer.get_vocab()),
+            "vocabulary": work.vocabulary,
+            "signals": {name: value for name, value in scoring.signals.identity().items() if name != "teachers"},
+            "dtype": str(choose_dtype(scoring.signals.dtype, device())),
+            "temperature": scoring.distillation.temperature,
+            "align": scoring.distillation.align,
+            "by_rank": scoring.by_rank,
+        }
+        return SharedStore(SharedShards(Path(self.answers_cache).expanduser()), about, work.codec)
 
     def _share(self, context: StageContext) -> SharedWork | None:
         """This process's part of the work, if there are several."""

@@ -12,6 +12,7 @@ from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.data.manifest import RowCounts
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
+from easydistill.engine.machine.room import Needed
 from easydistill.engine.stage import Estimate, StageContext, StageResult, Work
 from easydistill.errors import ConfigIssue
 from easydistill.methods.distil.teaching import Teaching
@@ -37,6 +38,7 @@ from easydistill.methods.shared.student import (
     training_fingerprint,
     training_result,
 )
+from easydistill.methods.shared.thrift import less_memory, training_room
 from easydistill.models.checks import student_issues
 from easydistill.models.student import check_student, student_references
 
@@ -141,6 +143,12 @@ class TrainStage:
 
     def shows_date(self) -> bool:
         return template_shows_date(self._rows.dataset, student_references(self._models))
+
+    def less_memory(self) -> list[str]:
+        return less_memory(self)
+
+    def room(self) -> Needed:
+        return training_room(self._models, self)
 
     def estimate(self, directory: Path) -> Estimate:
         return training_estimate(self.facts)

@@ -24,6 +24,7 @@ from easydistill.data.row_files.identity import hash_rows
 from easydistill.data.spool import Rows
 from easydistill.data.writing import write_pairs_json
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
+from easydistill.engine.machine.room import Needed
 from easydistill.engine.stage import Estimate, StageContext, Work
 from easydistill.errors import ConfigIssue, DataError
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
@@ -40,6 +41,7 @@ from easydistill.methods.shared.student import (
     optimiser_issues,
     training_fingerprint,
 )
+from easydistill.methods.shared.thrift import less_memory, training_room
 from easydistill.models.checks import student_issues
 from easydistill.models.student import check_student, student_references
 
@@ -254,6 +256,12 @@ class PairStage:
 
     def shows_date(self) -> bool:
         return template_shows_date(self._rows.dataset, student_references(self._models))
+
+    def less_memory(self) -> list[str]:
+        return less_memory(self)
+
+    def room(self) -> Needed:
+        return training_room(self._models, self)
 
     def estimate(self, directory: Path) -> Estimate:
         return training_estimate(self.facts)
