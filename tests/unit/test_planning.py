@@ -85,10 +85,10 @@ def test_the_loss_holds_slices_or_tiles_of_learned_tokens() -> None:
 
 
 def test_answers_that_the_student_writes_take_a_cache() -> None:
-    facts = TrainingFacts(MODELS, PolicyTrainingConfig(per_device_train_batch_size=8, max_length=4096))
+    facts = TrainingFacts(MODELS, PolicyTrainingConfig(per_device_train_batch_size=8, gradient_checkpointing=True))
     few, many = (
-        training_estimate(replace(facts, steps=Steps("answers", ROWS, 64, rounds=rounds, loss="tiles")))
-        for rounds in (1, 8)
+        training_estimate(replace(facts, steps=Steps("answers", ROWS, 64, rounds=rounds, loss="none")))
+        for rounds in (1, 16)
     )
     assert few.memory_bytes is not None and many.memory_bytes is not None
     assert many.memory_bytes > few.memory_bytes
@@ -265,10 +265,10 @@ def test_the_document_is_json(tmp_path: Path) -> None:
 
 
 def test_the_peak_of_a_stage_is_its_own(tmp_path: Path) -> None:
-    before = bytearray(b"x" * 50_000_000)
+    before = b"x" * 50_000_000
     del before
     meter = Meter()
-    inside = bytearray(b"x" * 30_000_000)
+    inside = b"x" * 30_000_000
     usage = meter.read("f")
     del inside
     if usage.peak_memory_bytes is None or usage.memory_before_bytes is None:
