@@ -268,7 +268,7 @@ class Runner:
         fingerprint_of: dict[str, Any],
     ) -> Manifest:
         directory.mkdir(parents=True, exist_ok=True)
-        begun = any(directory.iterdir())
+        begun = any(not path.name.startswith(".") for path in directory.iterdir())
         (directory / MANIFEST).unlink(missing_ok=True)
         started = datetime.datetime.now(datetime.UTC)
         with _Stopwatch(directory / TIME_SPENT, fingerprint) as watch:
