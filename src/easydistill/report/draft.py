@@ -16,9 +16,7 @@ _WORDS = (
     "Tokens that each pass of the teacher gives, if the student drafts some before it, by the share of drafts that are "
     "accepted (Leviathan et al. 2023, equation 1). How much faster that is depends on what a pass of each model takes."
 )
-_COMMAND = (
-    "With vLLM, whose metrics then count the drafts that were accepted; try other numbers of drafts around this one:"
-)
+_COMMAND = "With vLLM, whose metrics then count the drafts that were accepted; try other numbers of drafts, too:"
 _USUAL = 4
 """Drafts in the command that is shown."""
 
