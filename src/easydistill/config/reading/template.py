@@ -99,6 +99,8 @@ def _section(section: type[BaseModel], name: str, skip: set[tuple[str, str]]) ->
             continue
         lines.append(_comment(info, 4))
         default = None if info.default is PydanticUndefined else info.default
+        if isinstance(default, BaseModel):
+            default = default.model_dump(mode="json")
         hidden = "" if (name, field) in _EXAMPLES else "// "
         lines.append(f'    {hidden}"{info.alias or field}": {json.dumps(_EXAMPLES.get((name, field), default))},')
     return lines
