@@ -13,6 +13,7 @@ import resource
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from easydistill.config.location import cache_directory
 from easydistill.data.files import OF_STORAGE
 from easydistill.data.unwritten import unwritten_of_this_process
 from easydistill.engine.machine.memory import address_space, gpu_memory, memory_limit, peak_memory
@@ -22,6 +23,8 @@ from easydistill.errors import EasyDistillError, MachineError, OutOfMemory, Stor
 AGAIN = "run the same command again: it goes on from what is finished, and asks for nothing that was paid for"
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOLCK})
 """Errors that others than files have, too: they are of storage if they name a file."""
+_LITTLE = 1 << 20
+"""Bytes below which a disk counts as full."""
 _OF_PLACE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOLCK, errno.ENOSPC})
 _IN_WORDS = re.compile(
     r"os error (\d+)|\[errno (\d+)\]|(no space left on device)|(disk quota exceeded)|(database or disk is full)"
@@ -105,7 +108,7 @@ def explained_storage(error: OSError, near: Path, head: str = "", needed: Callab
         head: words before it, such as the setting that names the directory.
         needed: gives a line on how much room is needed, or nothing.
     """
-    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else near
+    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else _likely_place(error, near)
     what, todo = _what_and_todo(error, path)
     if error.errno in _OF_PLACE and path.absolute().is_relative_to(near.absolute()):
         todo += ", or give the run another output_dir"
@@ -116,6 +119,17 @@ def explained_storage(error: OSError, near: Path, head: str = "", needed: Callab
             lines[-1] += ", and no file can be made there: its inodes are used up"
         lines += [line] if (line := needed()) else []
     return "\n".join([*lines, *_kept_lines(), f"    → {todo}, then {AGAIN}"])
+
+
+def _likely_place(error: OSError, near: Path) -> Path:
+    """Where a file was that an error does not name: a full folder for temporary files, a full cache, else near."""
+    if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+        return near
+    for place in (near, Path(os.environ.get("TMPDIR") or "/tmp"), cache_directory()):
+        room = room_at(place)
+        if room is not None and (room.free < _LITTLE or room.files == 0):
+            return place
+    return near
 
 
 def _what_and_todo(error: OSError, path: Path) -> tuple[str, str]:
