@@ -1,7 +1,7 @@
 """The command line. `easydistill -config=kd.json` is the paper's own command; the rest are subcommands.
 
 Exit codes: 0 done, 1 failed at run time (`doctor`: this machine computes wrongly), 2 bad config, 3 more rejected rows
-than allowed, 130 interrupted.
+than allowed, 4 the machine has failed the run, 130 interrupted.
 """
 
 from __future__ import annotations
