@@ -13,6 +13,7 @@ from easydistill.config.training import LoraConfig, TrainerConfig
 from easydistill.engine.machine.memory import gpu_memory, memory_limit
 from easydistill.engine.machine.room import Needed, words
 from easydistill.engine.stage import Estimate
+from easydistill.methods.shared.estimates import SAVED_BYTES
 from easydistill.models.size import student_parameters
 
 _MOST = 4
@@ -110,9 +111,8 @@ def _shown(value: Any) -> str:
 
 
 def training_room(models: ModelsConfig, stage: Training) -> Needed:
-    """What a training writes: its student for certain, and checkpoints as it goes."""
+    """What a training writes: its student's weights for certain, and what `plan` estimates at most."""
     parameters = student_parameters(models)
     if parameters is None:
         return Needed()
-    # Two bytes a value, as students are saved.
-    return Needed(certain=2 * parameters, likely=stage.estimate(Path()).disk_bytes or 0)
+    return Needed(certain=SAVED_BYTES * parameters, likely=stage.estimate(Path()).disk_bytes or 0)
