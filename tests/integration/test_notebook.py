@@ -93,7 +93,7 @@ def test_cells(notebook: Notebook, tmp_path: Path) -> None:
     assert reply["status"] == "ok", reply
     assert "easydistill-result" in html and "href='run/report.html'" in html and "5 rows read" in html
     assert "&lt;b&gt;0" in notebook.cell("result.rows()")[1]
-    assert notebook.value("type(events[-1]).__name__") == "'Said'"
+    assert notebook.value("type(events[-1]).__name__") == "'StageFinished'"
     changed = FILE.replace('"Title: "', '"Heading: "')
     notebook.cell(changed)
     assert notebook.cell(code("run"))[0]["status"] == "ok"
