@@ -75,6 +75,14 @@ class Launched(Protocol):
     """The job's section."""
 
 
+@runtime_checkable
+class Sharing(Protocol):
+    """A stage that shares with other runs what it makes, besides answers, in the folder of the answers cache."""
+
+    answers_cache: str | None
+    """The job's."""
+
+
 def stages_of(job: JobConfig) -> list[Stage]:
     """A job's stages, in order."""
     stages: list[Stage] = JOBS.module(job.job_type).plan(job)
@@ -82,4 +90,6 @@ def stages_of(job: JobConfig) -> list[Stage]:
     for stage in stages:
         if isinstance(stage, Launched):
             stage.launch = launch
+        if isinstance(stage, Sharing):
+            stage.answers_cache = job.answers_cache
     return stages

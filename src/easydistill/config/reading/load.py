@@ -96,6 +96,9 @@ def load_config(
     if isinstance(job, PipelineConfig):
         # The jobs find each other's artifacts in the pipeline's run directory.
         where = job.remote or str(job.run_directory(name))
+        if job.answers_cache is not None:
+            kept = {"answers_cache": job.answers_cache}
+            jobs = {inner: one and one.model_copy(update=kept) for inner, one in jobs.items()}
         job = job.model_copy(update={"jobs": jobs, "output_dir": where})
     given = "config" if isinstance(source, Mapping) else str(source)
     return LoadedConfig(job, name, written, path, tuple(overrides), given, tuple(issues.notes))
