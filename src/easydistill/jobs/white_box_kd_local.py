@@ -165,7 +165,8 @@ def _forms(job: Job) -> Forms | None:
 def plan(job: Job) -> list[Stage]:
     """label (unless labels are given) → [rollout] → score (unless signals are given) → train → evaluate."""
     apart = job.labels and job.inference.thoughts == "apart"
-    rows = LabelledRows(job.dataset, job.evaluation, job.labels, awaits_thoughts=apart, shown_to=job.models)
+    known = {"awaits_thoughts": apart, "shown_to": job.models, "answer_tokens": job.inference.max_new_tokens}
+    rows = LabelledRows(job.dataset, job.evaluation, job.labels, **known)
     labelled = rows
     training = job.training.model_copy(update={"max_length": job.max_length})
     device_map = getattr(job.inference, "device_map", None)
@@ -176,7 +177,7 @@ def plan(job: Job) -> list[Stage]:
         stages.append(LabelStage(job.dataset, job.inference, teacher, unseen=lambda: labelled.refuses_images))
     if job.distillation.needs_student_answers:
         stages.append(RolloutStage(rows, job.models, for_student(job.inference)))
-        rows = RowsWithRollouts(job.dataset, job.evaluation, job.labels, awaits_thoughts=apart, shown_to=job.models)
+        rows = RowsWithRollouts(job.dataset, job.evaluation, job.labels, **known)
     if job.scores:
         scoring = Scoring(
             job.models,

@@ -4,6 +4,8 @@ A folder has `full.json` (the published settings), `small.json` (the same jobs o
 `README.md`, and `about.json` (what lists show); rows are in `data/`, beside the folders. `recipe:NAME` and
 `recipe:NAME:small` name their configs wherever a config's path is expected. Paths in a pipeline's `data` are relative
 to its file's folder, so a copy runs where it is.
+
+`quickstart/` is no recipe: a first job for two cores, and its prompts.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from easydistill.errors import ConfigError, ConfigIssue
 PREFIX = "recipe:"
 Size = Literal["full", "small"]
 SIZES: tuple[Size, ...] = ("full", "small")
+QUICKSTART = "quickstart"
 README = "README.md"
 ABOUT = "about.json"
 _FOLDER = Path(__file__).parent
@@ -106,3 +109,25 @@ def copy(name: str, target: Path, size: Size) -> Path:
     config = target / f"{size}.json"
     config.write_text(_SHARED.sub(r'"data/\1"', text), encoding="utf-8")
     return config
+
+
+def copy_quickstart(target: Path) -> list[Path]:
+    """Copy the quickstart's config and prompts into a folder, which is made if it is not there.
+
+    Returns:
+        The copies, the config first.
+
+    Raises:
+        ConfigError: a file of that name is there already, or the folder is a file.
+    """
+    if target.exists() and not target.is_dir():
+        raise ConfigError(ConfigIssue(str(target), "", "this is a file", "name a folder with -o"))
+    copies = {target / path.name: path for path in sorted((_FOLDER / QUICKSTART).iterdir(), reverse=True)}
+    if present := [path for path in copies if path.exists()]:
+        problem = f"{' and '.join(path.name for path in present)} exist{'s' * (len(present) == 1)} already"
+        hint = "name an empty folder with -o, or remove what is there"
+        raise ConfigError(ConfigIssue(str(target), "", problem, hint))
+    target.mkdir(parents=True, exist_ok=True)
+    for made, shipped in copies.items():
+        shutil.copyfile(shipped, made)
+    return list(copies)

@@ -10,7 +10,7 @@ import socket
 import tempfile
 from pathlib import Path
 
-from easydistill.engine.checks import needs_extra
+from easydistill.engine.checks import in_one, needs_extra
 from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.models.checks import file_issues, model_issues
 from easydistill.serving.settings import ServeSettings
@@ -36,7 +36,7 @@ def serve(settings: ServeSettings) -> None:
         *_argument_issues(settings, backend),
     ]
     if issues:
-        raise ConfigError(issues)
+        raise ConfigError(in_one(issues))
     key = None if settings.api_key_env is None else os.environ[settings.api_key_env]
     if key is None and not _is_local(settings.host):
         print(f"note: whoever reaches {settings.host} may ask; --api-key-env NAME asks for a key", flush=True)
