@@ -1,8 +1,13 @@
-"""Sphinx: Markdown pages as they are."""
+"""Sphinx: Markdown pages as they are. The theme brings its own fonts, scripts and search: nothing is fetched."""
 
 project = "EasyDistill"
+html_title = "EasyDistill"
+language = "en"
 extensions = ["myst_parser"]
 # Links to headings, as on GitHub.
 myst_heading_anchors = 4
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_sphinx = False
 exclude_patterns = ["_build"]

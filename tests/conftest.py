@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Rates of tests are not those of runs.
+os.environ["EASYDISTILL_RATES"] = ""
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN_DATA = ROOT / "tests" / "support" / "data"

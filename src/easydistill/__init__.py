@@ -12,10 +12,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from easydistill.api import RunResult, compare, plan, preview, retry, run, validate
+    from easydistill.api import RunResult, compare, plan, preview, result, retry, run, validate
 
 __version__ = "0.2.0"
-__all__ = ["RunResult", "__version__", "compare", "plan", "preview", "retry", "run", "validate"]
+__all__ = ["RunResult", "__version__", "compare", "plan", "preview", "result", "retry", "run", "validate"]
 
 
 def __getattr__(name: str) -> object:

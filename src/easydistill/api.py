@@ -15,25 +15,32 @@ from typing import TYPE_CHECKING, Any
 from easydistill.config.job import JobConfig
 from easydistill.config.location import is_remote
 from easydistill.config.reading import LoadedConfig, load_config
+from easydistill.config.reading.typed import as_source
+from easydistill.data.answers_cache import using
+from easydistill.engine.events import OnProgress
 from easydistill.engine.progress import Reporter, duration
 from easydistill.engine.run_directory import RunDirectory
 from easydistill.engine.runner import Runner
 from easydistill.engine.secrets import Redactor
-from easydistill.engine.stage import Composite, PlannedStage, Previewed, notes_of, preview_of
+from easydistill.engine.stage import Composite, PlannedStage, Previewed, planned_stage, preview_of
 from easydistill.errors import ConfigError, ConfigIssue, DataError
 from easydistill.job_run import LOGGED_IN, JobRun
-from easydistill.job_run import RunResult as RunResult
 from easydistill.jobs import JOBS, stages_of
 from easydistill.jobs._row_paths import absent_paths as absent
 from easydistill.jobs._row_paths import launch_issues, row_path_issues
+from easydistill.jobs._row_paths import unchecked_paths as unchecked
 from easydistill.launch.place import check_place
+from easydistill.planning.hours import with_hours
+from easydistill.results import RunResult as RunResult
 
 if TYPE_CHECKING:
+    from easydistill.asking.answers_exchange import CacheCheck, CacheFacts, Imported
     from easydistill.doctor.finding import Finding
     from easydistill.migration import Migration
     from easydistill.signals.verify import Verification
 
-Source = str | Path | Mapping[str, Any]
+Source = str | Path | Mapping[str, Any] | JobConfig
+"""A config: a file's path, a recipe's name, a mapping, or a typed job."""
 _BUG = "not an error in the config: a bug of easydistill or of a library; the traceback is above"
 
 
@@ -59,7 +66,7 @@ def job_classes() -> Mapping[str, type[JobConfig]]:
 
 def load(config: Source, overrides: Sequence[str] = ()) -> LoadedConfig:
     """Read and validate a config; see `config.reading.load_config`."""
-    return load_config(config, job_classes, overrides)
+    return load_config(as_source(config), job_classes, overrides)
 
 
 def validate(config: Source, overrides: Sequence[str] = ()) -> JobConfig:
@@ -100,6 +107,11 @@ def absent_paths(job: JobConfig) -> list[ConfigIssue]:
     return absent(job)
 
 
+def unchecked_paths(job: JobConfig) -> list[tuple[str, str]]:
+    """(key, location) of rows that a loaded config names and that are fetched: whether they are there is not known."""
+    return unchecked(job)
+
+
 def migrate(old: str | Path) -> Migration:
     """Translate a config of EasyDistill 1 or 2 to this version. Writes nothing.
 
@@ -121,21 +133,24 @@ def plan(config: Source, overrides: Sequence[str] = ()) -> list[PlannedStage]:
     check_launch(loaded.job)
     loaded = _as_kept(loaded)
     run_directory = RunDirectory(loaded.run_directory)
+    with using(loaded.job.answers_cache, make=False):
+        return _planned(loaded, run_directory)
+
+
+def _planned(loaded: LoadedConfig, run_directory: RunDirectory) -> list[PlannedStage]:
     stages = stages_of(loaded.job)
     runner = Runner.silent(run_directory)
     runner.preflight(stages)
     records = runner.completed(stages)
     pending = [stage.name for stage, record in zip(stages, records, strict=True) if record is None]
     planned: list[PlannedStage] = []
-    for number, (stage, record) in enumerate(zip(stages, records, strict=True), start=1):
+    for number, (stage, standing) in enumerate(zip(stages, runner.standings(stages, records), strict=True), start=1):
         directory = run_directory.stage_directory(number, stage.name)
         if isinstance(stage, Composite):
             planned += stage.planned(directory, pending)
         else:
-            state = "done" if record is not None else "pending"
-            notes = notes_of(stage) if record is None else ()
-            planned.append(PlannedStage(stage.name, state, stage.estimate(directory), notes))
-    return planned
+            planned.append(planned_stage(stage, directory, standing))
+    return with_hours(planned)
 
 
 def _as_kept(loaded: LoadedConfig) -> LoadedConfig:
@@ -203,23 +218,32 @@ def preview(config: Source, overrides: Sequence[str] = (), *, rows: int = 5) -> 
 
 
 def run(
-    config: Source, overrides: Sequence[str] = (), *, quiet: bool = False, node_rank: int | None = None
+    config: Source,
+    overrides: Sequence[str] = (),
+    *,
+    quiet: bool = False,
+    node_rank: int | None = None,
+    replace: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> RunResult:
     """Run a job to its end, resuming from what an earlier run of it left.
 
     Args:
-        config: path of a config file, or the config as a mapping.
+        config: path of a config file, the config as a mapping, or a typed job.
         overrides: `dotted.path=value`, applied on top of the config.
         quiet: print nothing.
         node_rank: which of several machines (`launch.nodes`) this is, from 0; None: a launcher says it, or it is alone.
+        replace: drop a student that was trained here with other settings, which is otherwise kept in `previous/`.
+        on_progress: is called with what happens: an `Event` of `easydistill.engine.events`.
 
     Raises:
         ConfigError: the config cannot be run; nothing was started.
-        Interrupted: stopped by Ctrl-C; the same call resumes.
+        Interrupted: stopped by Ctrl-C, or by `on_progress`; the same call resumes.
+        RunDirectoryBusy: another run, in this process or another one, has the directory.
         EasyDistillError: the run failed; finished work is kept, and the same call resumes.
     """
     loaded = load(config, overrides)
-    return JobRun(loaded, quiet, node_rank).execute()
+    return JobRun(loaded, quiet, node_rank, on_progress, replace=replace).execute()
 
 
 def retry(
@@ -229,6 +253,8 @@ def retry(
     only: Sequence[str] = (),
     quiet: bool = False,
     node_rank: int | None = None,
+    replace: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> RunResult:
     """Ask again for rejected rows, then run the job from there; everything else is kept. Raises what `run` raises.
 
@@ -236,7 +262,20 @@ def retry(
         only: reasons as in `rejected.jsonl`, or `parse` for malformed replies; by default those for which asking again
             may help: transient errors, empty answers, malformed replies.
     """
-    return JobRun(load(config, overrides), quiet, node_rank).execute(only)
+    return JobRun(load(config, overrides), quiet, node_rank, on_progress, replace=replace).execute(only)
+
+
+def result(run: str | Path) -> RunResult:
+    """The result of an earlier run, or of one that goes on elsewhere; of a run in a store, from a copy on this machine.
+
+    Args:
+        run: its directory, or its place in a store.
+
+    Raises:
+        DataError: no run is there.
+        StoreError: the store cannot be read.
+    """
+    return RunResult.of(_local(run, light=False))
 
 
 def explain_unexpected(error: BaseException, config: Source | None = None, overrides: Sequence[str] = ()) -> str:
@@ -340,6 +379,52 @@ def verify_signals(
             return verify(store, scorer, tokens, usual if tolerance is None else tolerance, seed, task.advance)
     finally:
         scorer.close()
+
+
+def answers_info(cache: str | Path) -> CacheFacts:
+    """What an answers cache holds; see docs/answers_cache.md.
+
+    Raises:
+        DataError: there is none.
+    """
+    from easydistill.asking.answers_exchange import facts_of
+
+    return facts_of(cache)
+
+
+def answers_verify(cache: str | Path) -> CacheCheck:
+    """Read all of an answers cache and compare it with its checksums. Raises what `answers_info` raises."""
+    from easydistill.asking.answers_exchange import check
+
+    return check(cache)
+
+
+def answers_export(cache: str | Path, file: str | Path, *, signals: bool = False) -> int:
+    """Write an answers cache to one file, for another machine; returns the number of answers.
+
+    Args:
+        signals: also the teachers' signals.
+
+    Raises:
+        DataError: there is no cache, or the file exists.
+    """
+    from easydistill.asking.answers_exchange import export
+
+    return export(cache, file, signals=signals)
+
+
+def answers_import(cache: str | Path, source: str | Path) -> Imported:
+    """Put answers into a cache, which is made if it is missing; what it has already stays.
+
+    Args:
+        source: an exported file, another cache, or the directory of a run.
+
+    Raises:
+        DataError: the source is none of these, or damaged; nothing was changed.
+    """
+    from easydistill.asking.answers_exchange import import_into
+
+    return import_into(cache, source)
 
 
 def summary_lines(result: RunResult) -> list[str]:

@@ -21,7 +21,7 @@ from easydistill.errors import EXIT_FAILED, EXIT_OK, EasyDistillError, Interrupt
 if TYPE_CHECKING:
     from easydistill.data.messages import Message
     from easydistill.doctor.finding import Finding
-    from easydistill.engine.stage import Estimate, Previewed
+    from easydistill.engine.stage import Previewed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,6 +93,8 @@ def _run(arguments: argparse.Namespace) -> int:
     how: dict[str, Any] = {"quiet": arguments.quiet}
     if arguments.node_rank is not None:
         how["node_rank"] = arguments.node_rank
+    if arguments.replace:
+        how["replace"] = True
     if arguments.command == "retry":
         result = api.retry(config, arguments.overrides, only=arguments.only, **how)
     else:
@@ -102,8 +104,12 @@ def _run(arguments: argparse.Namespace) -> int:
     return result.exit_code
 
 
+_ELSEWHERE = ", but what it names is not all here; if it runs on another machine: --elsewhere"
+
+
 def _validate(arguments: argparse.Namespace) -> int:
     from easydistill import api
+    from easydistill.errors import ConfigError
     from easydistill.jobs import stages_of
 
     config = _config(arguments)
@@ -113,8 +119,14 @@ def _validate(arguments: argparse.Namespace) -> int:
     api.check_launch(job)
     api.check_row_paths(job)
     stages = " → ".join(stage.name for stage in stages_of(job))
-    print(f"{config}: valid ({job.job_type}: {stages})")
-    for issue in api.absent_paths(job):
+    absent = api.absent_paths(job)
+    here = bool(absent) and not arguments.elsewhere
+    print(f"{config}: valid ({job.job_type}: {stages})" + (_ELSEWHERE if here else ""))
+    for key, path in api.unchecked_paths(job):
+        print(f"not checked: {key}: {path} is fetched when the run begins")
+    if here:
+        raise ConfigError(absent)
+    for issue in absent:
         print(f"not on this machine: {issue.path}: {issue.problem}{_way_out(issue.hint)}")
     return EXIT_OK
 
@@ -130,35 +142,23 @@ def _say(notes: Sequence[str]) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    import dataclasses
-
     from easydistill import api
-    from easydistill.engine.stage import total_of
+    from easydistill.planning.document import PlanDocument
+    from easydistill.planning.words import plan_lines
 
     config = _config(arguments)
+    loaded = api.load(config, arguments.overrides)
+    if arguments.probe:
+        from easydistill.planning.probe import probe
+
+        _say(probe(loaded.job))
     stages = api.plan(config, arguments.overrides)
-    _say(api.load(config, arguments.overrides).notes)
-    total = total_of(stages)
+    _say(loaded.notes)
     if arguments.json:
-        shown = {"stages": [dataclasses.asdict(stage) for stage in stages], "total": dataclasses.asdict(total)}
-        print(json.dumps(shown, indent=2))
-        return EXIT_OK
-    for number, stage in enumerate(stages, start=1):
-        print(f"{number}. {stage.name:<10} {stage.state:<8} {_facts(stage.estimate)}")
-        for note in stage.notes:
-            print(f"   note: {note}")
-    if any(stage.state.startswith("waits") for stage in stages):
-        print("figures of what waits are limits: as if no row were rejected, of the shortest and the longest answers")
-    if len(stages) > 1 and (facts := _facts(total)):
-        print(f"in all: {facts}")
+        print(json.dumps(PlanDocument.of(stages, loaded.run_directory).as_json(), indent=2))
+    else:
+        print("\n".join(plan_lines(stages, loaded.run_directory)))
     return EXIT_OK
-
-
-def _facts(estimate: Estimate) -> str:
-    import dataclasses
-
-    known = ((name, value) for name, value in dataclasses.asdict(estimate).items() if value is not None)
-    return ", ".join(f"{name.replace('_', ' ')} {_amount(name, value)}" for name, value in known)
 
 
 def _preview(arguments: argparse.Namespace) -> int:
@@ -182,13 +182,6 @@ def _previewed(shown: Previewed) -> str:
     lines = [f"── {head} " + f"({sampling}) " * bool(sampling) + "─" * 8]
     lines += [f"[{message['role']}]\n{full_text(cast('Message', message))}" for message in shown.messages]
     return "\n".join([*lines, *([shown.note] if shown.note else []), ""])
-
-
-def _amount(name: str, value: Any) -> str:
-    if isinstance(value, tuple):
-        low, high = (f"{end:,.4g}" if isinstance(end, float) else f"{end:,}" for end in value)
-        return low if low == high else f"{low} to {high}"
-    return f"{value / 1e9:,.2f} GB" if name.endswith("_bytes") else f"{value:,}"
 
 
 def _init(arguments: argparse.Namespace) -> int:
@@ -307,6 +300,12 @@ def _compare(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _sweep(arguments: argparse.Namespace) -> int:
+    from easydistill.sweeping.command import sweep
+
+    return sweep(_config(arguments), arguments)
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from easydistill import api
     from easydistill.doctor.check import as_json, lines
@@ -352,6 +351,12 @@ def _signals(arguments: argparse.Namespace) -> int:
     return EXIT_FAILED
 
 
+def _answers(arguments: argparse.Namespace) -> int:
+    from easydistill.asking.answers_command import answers
+
+    return answers(arguments)
+
+
 def _serve(arguments: argparse.Namespace) -> int:
     from easydistill.serving.command import serve
     from easydistill.serving.settings import ServeSettings
@@ -377,8 +382,10 @@ _DISPATCH: dict[str, Any] = {
     "schema": _schema,
     "report": _report,
     "compare": _compare,
+    "sweep": _sweep,
     "doctor": _doctor,
     "signals": _signals,
+    "answers": _answers,
     "serve": _serve,
     **dict.fromkeys(NAMES, _elsewhere),
 }

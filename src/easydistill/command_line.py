@@ -22,8 +22,10 @@ COMMANDS = (
     "schema",
     "report",
     "compare",
+    "sweep",
     "doctor",
     "signals",
+    "answers",
     "serve",
     *NAMES,
 )
@@ -57,6 +59,8 @@ def parser() -> argparse.ArgumentParser:
         words = "which of several machines (launch.nodes) this is, from 0, unless a launcher says it"
         command.add_argument("--node-rank", type=int, metavar="N", help=words)
         command.add_argument("--quiet", action="store_true", help="show nothing but errors")
+        words = "drop a student trained here with other settings, instead of keeping it in previous/"
+        command.add_argument("--replace", action="store_true", help=words)
     retry.add_argument(
         "--only",
         type=_names,
@@ -64,9 +68,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="REASONS",
         help="comma-separated reasons as in rejected.jsonl, e.g. rate_limit,parse; default: where it may help",
     )
-    add_config("validate", "check a config and list every error; needs no network and no models")
+    validate = add_config("validate", "check a config and list every error; needs no network and no models")
+    words = "the run takes place on another machine: what is not on this one is told, and is no error"
+    validate.add_argument("--elsewhere", action="store_true", help=words)
     plan = add_config("plan", "show what a run would do, and what is already done")
     plan.add_argument("--json", action="store_true", help="as JSON")
+    words = "measure this machine first (a minute) and keep the rates, for times where no run has been yet"
+    plan.add_argument("--probe", action="store_true", help=words)
     preview = add_config("preview", "show the first rows and prompts as they would be sent, without asking a model")
     preview.add_argument("-n", "--rows", type=_count, default=5, metavar="N", help="how many rows (default 5)")
     preview.add_argument("--json", action="store_true", help="as JSON Lines")
@@ -88,10 +96,12 @@ def parser() -> argparse.ArgumentParser:
     compare = add("compare", "set runs side by side on one page: settings, losses, metrics, cost, answers")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories, two or more")
     compare.add_argument("-o", "--output", default="compare.html", metavar="FILE", help="default compare.html")
+    _add_sweep(add_config("sweep", "run a config with several values of its keys, on labels that are paid for once"))
     doctor = add("doctor", "check this machine in a minute: what is installed, how fast it is, what to expect of it")
     doctor.add_argument("--quick", action="store_true", help="measure nothing, only look")
     doctor.add_argument("--json", action="store_true", help="as JSON")
     _add_actions(add("signals", "inspect a store of teacher signals, or verify it with the teacher"))
+    _add_answers(add("answers", "the folder of answers_cache: what it holds, and its way to another machine"))
     _add_serving(add("serve", "put a trained student, or any model, behind OpenAI's protocol"))
     add_commands(add, add_config)
     return made
@@ -130,6 +140,40 @@ def _add_actions(signals: argparse.ArgumentParser) -> None:
     action.add_argument("--teacher", metavar="MODEL", help="the teacher's new location, if it has moved")
 
 
+def _add_sweep(sweep: argparse.ArgumentParser) -> None:
+    words = "values of a key, e.g. training.learning_rate=1e-5,3e-5 (repeatable: every combination is run)"
+    sweep.add_argument("--grid", action="append", default=[], metavar="PATH=V1,V2", help=words)
+    words = "a JSON list of objects, path → value: each is run, with every combination of the grid"
+    sweep.add_argument("--list", type=Path, metavar="FILE", dest="listed", help=words)
+    sweep.add_argument("--random", type=_count, metavar="N", help="take N of all variants at random")
+    sweep.add_argument("--seed", type=int, default=0, help="of --random (default 0)")
+    words = "the metric that orders the table, e.g. kl (default: the first that was measured)"
+    sweep.add_argument("--by", metavar="METRIC", help=words)
+    words = "the folder in which each variant has its run directory (default: the config's output_dir)"
+    sweep.add_argument("-o", "--output", metavar="DIR", help=words)
+    sweep.add_argument("--dry-run", action="store_true", help="show the variants and what they would take; run nothing")
+    words = "drop students trained here with other settings, instead of keeping them in previous/"
+    sweep.add_argument("--replace", action="store_true", help=words)
+    sweep.add_argument("--quiet", action="store_true", help="show nothing but errors and the table")
+
+
+def _add_answers(answers: argparse.ArgumentParser) -> None:
+    actions = answers.add_subparsers(dest="action", metavar="action", required=True)
+    made = {}
+    for name, help in (
+        ("info", "show how many answers it holds, of which models, and their tokens"),
+        ("verify", "read all of it and compare it with its checksums"),
+        ("export", "write its answers to one file"),
+        ("import", "put the answers of such a file, of another cache or of a run into it"),
+    ):
+        made[name] = actions.add_parser(name, help=help, description=help, allow_abbrev=False)
+        made[name].add_argument("cache", metavar="CACHE", help="the folder")
+        made[name].add_argument("--json", action="store_true", help="as JSON")
+    made["export"].add_argument("file", metavar="FILE", help="e.g. answers.tar.gz")
+    made["export"].add_argument("--signals", action="store_true", help="with the teachers' signals, which are large")
+    made["import"].add_argument("file", metavar="FROM", help="an exported file, a cache's folder, or a run directory")
+
+
 def _count(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -161,7 +205,7 @@ def with_command(arguments: list[str]) -> list[str]:
     first = arguments[0]
     if first in COMMANDS or first in {"-h", "--help", "--version"}:
         return arguments
-    is_option = first.split("=")[0] in {"-config", "--config", "--set", "--quiet", "--node-rank"}
+    is_option = first.split("=")[0] in {"-config", "--config", "--set", "--quiet", "--node-rank", "--replace"}
     is_file = not first.startswith("-") and Path(first).suffix in {".json", ".jsonc", ".yaml", ".yml", ".toml"}
     is_file |= first.startswith("recipe:")
     return ["run", *arguments] if is_option or is_file else arguments

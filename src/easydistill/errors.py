@@ -1,8 +1,8 @@
 """Every error a user can meet, as one small tree.
 
 Each class also inherits the standard type it resembles and carries the exit code of the command:
-1 failed at run time, 2 bad config, 130 interrupted. (0 is success; 3, too many rejected rows, is an
-outcome of a finished run and therefore not an exception.)
+1 failed at run time, 2 bad config, 4 the machine has failed the run, 130 interrupted. (0 is success; 3, too many
+rejected rows, is an outcome of a finished run and therefore not an exception.)
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_BAD_CONFIG = 2
 EXIT_TOO_MANY_REJECTED = 3
+EXIT_MACHINE = 4
 EXIT_INTERRUPTED = 130
 
 
@@ -63,6 +64,24 @@ class TeacherError(EasyDistillError, RuntimeError):
 
 class QuotaExhausted(TeacherError):
     """The account behind the API has no credit left; asking again would fail again."""
+
+
+class MachineError(EasyDistillError):
+    """The run needs more of this machine than there is. Finished work is kept, and the same command goes on once there
+    is enough."""
+
+    exit_code = EXIT_MACHINE
+
+
+class StorageError(MachineError, OSError):
+    """Files cannot be written or read: the disk is full, a quota is used up, a directory or a share refuses."""
+
+
+class OutOfMemory(MachineError, MemoryError):
+    """Memory has run out, of this machine or of a GPU, or what this process may take of it."""
+
+    advised = True
+    """Whether its text says what to do. (Who raises it may not know the stage, and so its settings.)"""
 
 
 class RunDirectoryBusy(EasyDistillError, RuntimeError):

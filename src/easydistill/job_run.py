@@ -9,14 +9,19 @@ import shlex
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from easydistill.config.reading import LoadedConfig
+from easydistill.data.answers_cache import using
 from easydistill.data.files import show_directory
+from easydistill.data.unwritten import forget_unwritten
 from easydistill.engine.determinism import deterministic, explained_refusals
+from easydistill.engine.events import Listener, OnProgress
+from easydistill.engine.finished import replacing
 from easydistill.engine.interrupt import StopSignal
+from easydistill.engine.machine import machine_error
+from easydistill.engine.machine.stages import explained_machine
 from easydistill.engine.progress import Reporter
 from easydistill.engine.run_directory import LOGGER, RunDirectory
 from easydistill.engine.runner import Runner, StageRecord
@@ -30,6 +35,7 @@ from easydistill.errors import (
     EXIT_TOO_MANY_REJECTED,
     EasyDistillError,
     Interrupted,
+    MachineError,
     StoreError,
 )
 from easydistill.jobs import stages_of
@@ -37,38 +43,13 @@ from easydistill.launch.crew import Crew
 from easydistill.launch.helper import Helper
 from easydistill.launch.place import check_shared, place_of
 from easydistill.launch.stages import launched, ranks_of_command, stage_runner, use_crew
+from easydistill.results import RunResult, held_out
 from easydistill.tracking.tracker import Tracker, check_sinks
 
 _PATIENCE = 2.0
 _NO_SUMMARY: dict[str, Any] = {"exit_code": EXIT_OK, "metrics": {}}
 LOGGED_IN = "__easydistill_log__"
 """Attribute of an error whose traceback was logged: the path of the log."""
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """The outcome of a finished run."""
-
-    run_directory: Path
-    exit_code: int
-    """0, or 3 if more rows were rejected than `dataset.max_rejected_share` allows."""
-    metrics: dict[str, Any] = field(default_factory=dict)
-    """`before` and `after`: metric → value."""
-    summary: dict[str, Any] = field(default_factory=dict)
-    """The contents of `summary.json`."""
-    fresh: bool = True
-    """False if everything was already done."""
-    leads: bool = True
-    """False for a command that has helped another one's run."""
-
-    @property
-    def student(self) -> Path:
-        """Directory of the trained student."""
-        return self.run_directory / "student"
-
-    @property
-    def report(self) -> Path:
-        return self.run_directory / "report.html"
 
 
 class RunEnded(EasyDistillError, RuntimeError):
@@ -82,19 +63,34 @@ class RunEnded(EasyDistillError, RuntimeError):
 class JobRun:
     """A job that runs in its run directory."""
 
-    def __init__(self, loaded: LoadedConfig, quiet: bool, node_rank: int | None = None) -> None:
+    def __init__(
+        self,
+        loaded: LoadedConfig,
+        quiet: bool,
+        node_rank: int | None = None,
+        on_progress: OnProgress | None = None,
+        *,
+        replace: bool = False,
+    ) -> None:
+        self._replace = replace
         self._node_rank = node_rank
         self._loaded = loaded
         self._directory = RunDirectory(loaded.run_directory)
         self._redactor = Redactor()
         self._redactor.register_config(loaded.job)
-        self._reporter = Reporter(self._directory.metrics, quiet=quiet)
         self._stop = StopSignal()
+        tell = None if on_progress is None else Listener(on_progress, self._stop, self._warn).tell
+        self._reporter = Reporter(self._directory.metrics, quiet=quiet, tell=tell)
         self._place = place_of(loaded.job, os.environ, node_rank)
         check_shared(loaded.job, self._place)
         self._clock = Clock()
         self._records: list[StageRecord] = []
         self._tracker = self._sinks()
+
+    def _warn(self, text: str) -> None:
+        """Of a listener that has failed: a line for the user, and the traceback for the log."""
+        LOGGER.warning("%s", text)
+        self._reporter.say(f"note: {self._redactor.text(text.partition(chr(10))[0])}")
 
     def execute(self, again: Sequence[str] | None = None) -> RunResult:
         """Run the job.
@@ -102,7 +98,8 @@ class JobRun:
         Args:
             again: first ask again for rows rejected for these reasons; None to skip this.
         """
-        with launched(self._place):
+        forget_unwritten()
+        with launched(self._place), explained_machine(self._directory.path):
             if self._place.index > 0:
                 return self._help()
             with deterministic(self._loaded.job.computes_deterministically):
@@ -167,7 +164,7 @@ class JobRun:
         runner = Runner(self._directory, self._reporter, self._redactor, self._stop, run_stage=run_stage)
         runner.preflight(stages)
         check_sinks(self._loaded.job)
-        with lock:
+        with lock, using(self._loaded.job.answers_cache, self._reporter.say), replacing(self._replace):
             if again is not None:
                 from easydistill.asking.retry import mark_rejected
                 from easydistill.synthesis.operators import rejection_reasons
@@ -180,7 +177,9 @@ class JobRun:
                 self._track_finished()
                 return self._result(found, fresh=False)
             runner.examine(stages, records)
+            runner.tell_standings(stages, records)
             runner.foretell(stages, records)
+            runner.check_room(stages, records)
             with self._directory.logging(self._redactor):
                 try:
                     return self._execute(runner, stages)
@@ -212,18 +211,34 @@ class JobRun:
             with self._stop.listening(patience=self._patience), explained_refusals():
                 self._records = runner.execute(stages, self._keep)
         except Interrupted as error:
-            self._finish("interrupted", EXIT_INTERRUPTED, str(error))
+            with self._explained_end(error):
+                self._finish("interrupted", EXIT_INTERRUPTED, str(error))
             error.args = (f"stopped; finished work is kept. To resume:\n    {self._resume_command()}",)
             raise
         except BaseException as error:
             code = error.exit_code if isinstance(error, EasyDistillError) else EXIT_FAILED
             LOGGER.log(logging.ERROR, "failed: %s\n%s", error, traceback.format_exc())
-            setattr(error, LOGGED_IN, self._directory.log)
-            self._finish("failed", code, f"{type(error).__name__}: {error}")
+            if self._directory.log_is_whole:
+                setattr(error, LOGGED_IN, self._directory.log)
+            # The second Ctrl-C in a notebook.
+            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            with self._explained_end(error):
+                self._finish(status, code, f"{type(error).__name__}: {error}")
             raise
         code = exit_code_of(self._records, self._loaded.job.max_rejected_share)
         summary = self._finish("done", code, None)
         return self._result(summary, fresh=True)
+
+    @contextlib.contextmanager
+    def _explained_end(self, error: BaseException) -> Iterator[None]:
+        """A report that cannot be written is not the error to tell: the run has ended with another one."""
+        try:
+            yield
+        except Exception as failed:
+            if machine_error(failed, self._directory.path) is None:
+                raise
+            if not isinstance(error, MachineError):
+                error.add_note(f"its report could not be written: {failed}")
 
     def _keep(self, records: list[StageRecord]) -> None:
         self._records = list(records)
@@ -285,7 +300,7 @@ class JobRun:
         return RunResult(
             self._directory.path,
             int(summary["exit_code"] or EXIT_OK),
-            {name: summary["metrics"][name] for name in ("before", "after") if name in summary["metrics"]},
+            held_out(summary),
             summary,
             fresh,
         )

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from easydistill.engine.determinism import deterministic
 from easydistill.engine.interrupt import StopSignal
+from easydistill.engine.machine.stages import explained_machine
 from easydistill.engine.progress import Reporter
 from easydistill.engine.run_directory import RunDirectory
 from easydistill.engine.stage import Stage, StageContext
@@ -84,7 +85,8 @@ def _run(task: Task, rank: int, stop: StopSignal) -> Outcome:
             _own_extensions(task.run_directory / "torch_extensions", rank)
         _join()
         strategies.use(task.launch)
-        result = stage.run(context)
+        with explained_machine(task.directory, stage):
+            result = stage.run(context)
     return Outcome(rank, result if rank == 0 else None, context.notices)
 
 

@@ -16,8 +16,9 @@ from easydistill.config.training import LoraConfig
 from easydistill.launch.processes import Share, rank_environment
 from easydistill.methods.dpo.config import DpoTrainingConfig
 from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.shared.estimates import TrainingFacts, training_estimate
 from easydistill.methods.shared.memory import GB, fits, memory_lines, remedy, training_memory
-from easydistill.methods.shared.student import training_estimate
+from easydistill.methods.shared.outlook import Steps
 from easydistill.models.size import ModelShape, student_parameters, student_shape
 
 CARD = 80 * GB
@@ -155,5 +156,7 @@ def test_the_settings_that_cost_least_come_first(available: int, setting: str | 
 
 def test_pairs_take_twice_the_activations() -> None:
     models = ModelsConfig(student=FreshStudent(config=TIED))
-    one, two = (training_estimate(models, DpoTrainingConfig(), number).memory_bytes for number in (1, 2))
+    kinds = (Steps(loss="tiles"), Steps(of="pairs", loss="tiles"))
+    facts = (TrainingFacts(models, DpoTrainingConfig(), steps=steps) for steps in kinds)
+    one, two = (training_estimate(each).memory_bytes for each in facts)
     assert one is not None and two is not None and two > one

@@ -12,7 +12,7 @@ from tests.unit.test_sharded_memory import QWEN_32B
 
 from easydistill import api
 from easydistill.config.models import ModelsConfig
-from easydistill.methods.shared.student import memory_notes
+from easydistill.methods.shared.estimates import TrainingFacts, memory_notes
 
 CLUSTER = Path(__file__).parents[2] / "examples/cluster"
 
@@ -28,7 +28,7 @@ def test_the_student_fits(
     (tmp_path / "config.json").write_text(json.dumps(shape))
     training = job.training.model_copy(update={"bf16": True, "max_length": getattr(job, "max_length", None) or 8192})
     models = ModelsConfig(student=str(tmp_path))
-    (line,) = memory_notes(models, training, job.launch)
+    (line,) = memory_notes(TrainingFacts(models, training, job.launch))
     assert f"in each of {ranks} processes under fsdp2" in line and line.endswith("it can have 80 GB")
-    (line,) = memory_notes(models, training, job.launch.model_copy(update={"strategy": "ddp"}))
+    (line,) = memory_notes(TrainingFacts(models, training, job.launch.model_copy(update={"strategy": "ddp"})))
     assert "but can have 80 GB; with launch.strategy=" in line

@@ -22,7 +22,7 @@ from easydistill.engine import runner as runners
 from easydistill.engine.determinism import BATCH_INVARIANT, CUBLAS, VARIABLES, deterministic, explained_refusals
 from easydistill.errors import ConfigError, NotDeterministic
 from easydistill.jobs.pipeline import Job as Pipeline
-from easydistill.methods.shared import student as students
+from easydistill.methods.shared import estimates
 from easydistill.models.prefix_sum import BLOCK, by_doubling, prefix_sum
 from easydistill.models.vllm import prepare_environment
 
@@ -147,14 +147,14 @@ def test_every_stage_computes_so_and_twice_the_same(
 ) -> None:
     seen: dict[str, list[dict[str, Any]]] = {}
     run_stage: Callable[..., Manifest] = runners.Runner._run_stage
-    device_memory = students.device_memory
+    device_memory = estimates.device_memory
 
     def asked() -> tuple[int, str] | None:
         """What asks a GPU for its memory, and so starts CUDA, before the first stage runs."""
         seen.setdefault("foretell", []).append({**state(), "cuda": torch.cuda.is_initialized()})
         return device_memory()
 
-    monkeypatch.setattr(students, "device_memory", asked)
+    monkeypatch.setattr(estimates, "device_memory", asked)
 
     def watched(self: Any, stage: Any, *arguments: Any) -> Manifest:
         seen.setdefault(stage.name, []).append({**state(), "cuda": torch.cuda.is_initialized()})

@@ -160,7 +160,7 @@ def test_the_command_tells_the_sum(tmp_path: Path, prompts: str, capsys: pytest.
     assert main(["plan", str(path)]) == 0
     *_, limits, total = capsys.readouterr().out.splitlines()
     assert limits.startswith("figures of what waits are limits")
-    assert total.startswith("in all: calls 300, prompt tokens ") and "completion tokens 300 to 30,000" in total
+    assert total.startswith("in all: 300 calls, tokens in ") and "tokens out 300 to 30,000" in total
     assert main(["plan", "--json", str(path)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["total"]["calls"] == sum(stage["estimate"]["calls"] for stage in found["stages"]) == 300

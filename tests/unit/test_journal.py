@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from easydistill.data import journal as journals
 from easydistill.data.journal import Journal
 
 
@@ -94,6 +95,8 @@ def test_a_line_that_cannot_be_read_costs_no_other(line: bytes, tmp_path: Path) 
 
 
 def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EASYDISTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(journals, "WAITS", (0.0,))
     real = os.write
 
     def full(descriptor: int, data: memoryview) -> int:
@@ -111,6 +114,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.Mon
         journal.append({"key": "c", "text": "after"})
         assert journal.get("c")["text"] == "after"
     with Journal(tmp_path / "j") as journal:
+        # What no disk has taken is kept nowhere: this one refused all of them.
         assert list(journal) == ["a", "c"]
 
 

@@ -285,7 +285,7 @@ def test_a_secret_shows_in_no_text_of_a_loaded_config(tmp_path: Path) -> None:
 
 
 def test_validate_prints_no_secret(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["validate", str(write(tmp_path / "kd.json", API))]) == 0
+    assert main(["validate", "--elsewhere", str(write(tmp_path / "kd.json", API))]) == 0
     out, err = capsys.readouterr()
     assert SECRET not in out + err
     assert "black_box_kd_api: label → train → evaluate" in out

@@ -131,9 +131,23 @@ def test_validate_says_which_templates_and_models_are_not_there(
         "jobs.train.models.student",
     ]
     (tmp_path / "config.json").write_text(json.dumps(train))
-    assert main(["validate", "config.json"]) == 0
+    assert main(["validate", "--elsewhere", "config.json"]) == 0
     valid, *rest = capsys.readouterr().out.splitlines()
     assert "valid" in valid and "not on this machine: dataset.template" in rest[0] and "→" in rest[1]
+    assert main(["validate", "config.json"]) == 2, "a run on this machine would fail"
+    told, err = capsys.readouterr()
+    assert "valid" in told and "--elsewhere" in told
+    assert err.startswith("error: ") and "dataset.template" in err and "models.student" in err and "→" in err
+
+
+def test_validate_says_what_it_has_not_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = {"job_type": "deduplicate", "dataset": {"instruction_path": "hf://owner/name"}}
+    (tmp_path / "config.json").write_text(json.dumps(rows))
+    assert main(["validate", "config.json"]) == 0
+    assert "not checked: dataset.instruction_path: hf://owner/name" in capsys.readouterr().out
 
 
 def test_texts_are_no_rows(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ from easydistill.errors import ConfigError, ConfigIssue, DataError, Interrupted,
 class Fake:
     """A stage that writes `text`, and counts its runs."""
 
+    offers: tuple[str, ...] = ()
+
     def __init__(self, name: str, text: str = "x", inputs: Sequence[str] = (), **config: Any) -> None:
         self.name, self.text, self.inputs, self.config = name, text, inputs, config
         self.runs = 0
@@ -240,26 +242,28 @@ def test_an_output_that_was_not_written_is_an_error(directory: RunDirectory) -> 
 @pytest.mark.parametrize(
     ("old", "new", "changed"),
     [
-        ({"rate": 1}, {"rate": 2}, ["rate"]),
-        ({"rate": 1}, {"rate": None}, ["rate"]),
-        ({"rate": 1}, {}, ["rate"]),
-        ({}, {"rate": None}, ["rate"]),
-        ({"deep": {"a": 1, "b": 2}}, {"deep": {"a": 1, "b": 3}}, ["deep.b"]),
-        ({"deep": {"a": 1}}, {"deep": 5}, ["deep"]),
-        ({"list": [1, 2]}, {"list": [2, 1]}, ["list"]),
-        ({"a": 1, "b": 1}, {"a": 2, "b": 2}, ["a", "b"]),
-        ({"a": 1}, {"a": "1"}, ["a"]),
+        ({"rate": 1}, {"rate": 2}, "rate changed from 1 to 2"),
+        ({"rate": 1}, {"rate": None}, "rate changed from 1 to null"),
+        ({"rate": 1}, {}, "rate changed from 1 to its default"),
+        ({}, {"rate": None}, "rate changed from its default to null"),
+        ({"deep": {"a": 1, "b": 2}}, {"deep": {"a": 1, "b": 3}}, "deep.b changed from 2 to 3"),
+        ({"deep": {"a": 1}}, {"deep": 5}, "deep changed"),
+        ({"list": [1, 2]}, {"list": [2, 1]}, "list changed"),
+        ({"a": 1, "b": 1}, {"a": 2, "b": 2}, "a changed from 1 to 2, b changed from 1 to 2"),
+        ({"a": 1}, {"a": "1"}, 'a changed from 1 to "1"'),
+        ({"hash": "a" * 64}, {"hash": "b" * 64}, "hash changed"),
     ],
 )
-def test_what_changed_is_named(
-    old: dict[str, Any], new: dict[str, Any], changed: list[str], directory: RunDirectory
-) -> None:
+def test_what_changed_is_named(old: dict[str, Any], new: dict[str, Any], changed: str, directory: RunDirectory) -> None:
     runner(directory).execute([Fake("a", **old)])
     lines: list[str] = []
     stage = Fake("a", **new)
-    runner(directory, lines=lines).execute([stage])
+    again = runner(directory, lines=lines)
+    (standing,) = again.standings([stage], again.completed([stage]))
+    assert standing.words == f"runs: {changed}", "`plan` says what `run` says"
+    again.execute([stage])
     assert stage.runs == 1
-    assert lines[0] == f"[1/1] a again: {', '.join(changed)} changed"
+    assert lines[0] == f"[1/1] a again: {changed}"
 
 
 def test_a_changed_input_is_named(directory: RunDirectory) -> None:
@@ -267,6 +271,21 @@ def test_a_changed_input_is_named(directory: RunDirectory) -> None:
     lines: list[str] = []
     runner(directory, lines=lines).execute([Fake("a", "other", rate=1), Fake("b", inputs=("a",))])
     assert lines[1] == "[2/2] b again: inputs.a changed"
+
+
+def test_what_is_kept_and_what_runs_again_is_told_before_anything_runs(directory: RunDirectory) -> None:
+    lines: list[str] = []
+    chain = [Fake("a"), Fake("b", inputs=("a",)), Fake("c", inputs=("b",))]
+    first = runner(directory, lines=lines)
+    first.tell_standings(chain, first.completed(chain))
+    assert not lines, "nothing to tell of a first run"
+    first.execute(chain)
+    changed = [Fake("a"), Fake("b", inputs=("a",), rate=1), Fake("c", inputs=("b",))]
+    second = runner(directory, lines=lines)
+    second.tell_standings(changed, second.completed(changed))
+    told = "of an earlier run: a kept; b runs: rate changed from its default to 1; c runs: b runs again"
+    assert lines[-1] == told
+    assert not any(stage.runs for stage in changed)
 
 
 def test_lost_files_are_named(directory: RunDirectory) -> None:

@@ -26,12 +26,15 @@ from easydistill.data.records import content_hash
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import StageContext
 from easydistill.teachers.ledger import Metered
+from easydistill.teachers.remembering import generate, keep_earlier, was_remembered
 
 JOURNAL = "journal.jsonl"
 AUTHOR = "by"
 """Key of a journal record: the teacher that answered, where teachers are metered."""
 Problem = tuple[str, str]
 """Why there is no usable answer: (reason, detail)."""
+ASKED_AGAIN = "to be asked again"
+"""Detail of the failure by which `easydistill retry` marks a request that is to be sent whatever is known of it."""
 KEPT = "kept"
 """Key of a journal record: a passing failure that `easydistill retry` was not asked to repeat."""
 
@@ -84,7 +87,10 @@ def received(completion: Completion) -> dict[str, Any]:
 def answer_all(
     teacher: Teacher, requests: Sequence[GenerationRequest], journal: Journal, context: StageContext, title: str
 ) -> None:
-    """Have every request answered and journalled, except those that an earlier attempt finished."""
+    """Have every request answered and journalled, except those that an earlier attempt finished.
+
+    If the run has an answers cache, answers come from there as far as it has them, and new ones are kept there.
+    """
     attempted: set[str] = set()
 
     def done(key: str) -> bool:
@@ -103,12 +109,22 @@ def answer_all(
             stamp = {"at": round(time.time(), 3), **author}
             journal.append(*({**context.redactor.value(item.as_record()), **stamp} for item in outcomes))
             attempted.update(item.key for item in outcomes)
-            tokens = sum(item.completion_tokens for item in outcomes if isinstance(item, Completion))
+            written = (item for item in outcomes if isinstance(item, Completion) and not was_remembered(item))
+            tokens = sum(item.completion_tokens for item in written)
             failures += sum(isinstance(item, Failure) for item in outcomes)
             task.advance(len(outcomes), tokens, f"{failures} failed" if failures else None)
 
+        def again(key: str) -> bool:
+            return key in journal and journal.get(key).get("detail") == ASKED_AGAIN
+
+        scope = context.fingerprint
+        answered = (request.key for request in requests if done(request.key))
+        keep_earlier(teacher, answered, journal.get, scope=scope)
         if finished < len(requests):
-            teacher.generate(requests, done, record, context.stop)
+            how: dict[str, Any] = {"again": again, "redact": context.redactor.value, "say": context.reporter.say}
+            found = generate(teacher, requests, done, record, context.stop, scope=scope, **how)
+            if found:
+                context.reporter.say(f"  {found:,} of {len(requests):,} answers came from the answers cache")
             if isinstance(teacher, Metered):
                 LOGGER.info("%s: %s", title, teacher.ledger.words())
                 if teacher.ledger.is_watched:
@@ -117,16 +133,20 @@ def answer_all(
 
 def count_earlier(teacher: Teacher, journal: Journal) -> dict[str, str]:
     """Enter the teacher's earlier answers in its ledger; returns what marks its new ones in the journal."""
-    if not isinstance(teacher, Metered):
-        return {}
     author = author_of(teacher)
+    if not isinstance(teacher, Metered):
+        # Signed too: a metered teacher that shares the journal would count what is not signed as its own.
+        return {AUTHOR: author}
 
     def count(record: dict[str, Any]) -> None:
         # Several teachers may share a journal. Records without a signature are from before that was possible.
         if record["kind"] == "completion" and record.get(AUTHOR, author) == author:
             outcome = _parsed(record)
             assert isinstance(outcome, Completion)
-            teacher.ledger.add(outcome)
+            if was_remembered(outcome):
+                teacher.ledger.add_free(outcome)
+            else:
+                teacher.ledger.add(outcome)
 
     for key in journal:
         if teacher.ledger.is_new(key):

@@ -17,6 +17,7 @@ from typing import Any
 from easydistill.asking.answers import JOURNAL, journalled_outcome, worth_another_try
 from easydistill.config.inference import ApiInferenceConfig, PricesConfig, SamplingConfig
 from easydistill.contracts.teacher import Completion
+from easydistill.data.answers_cache import in_use
 from easydistill.data.journal import Journal
 from easydistill.data.messages import Chat, HasChat, Message
 from easydistill.data.records import CUT
@@ -77,6 +78,7 @@ def forecast_calls(
         most: upper bound on the number of requests, if there may be more like these; scales the high estimates.
     """
     prices = inference.prices if isinstance(inference, ApiInferenceConfig) else None
+    cache = in_use() if keys_known else None
     with contextlib.ExitStack() as stack:
         journal = None
         done: set[str] = set()
@@ -84,6 +86,9 @@ def forecast_calls(
             journal = stack.enter_context(Journal(directory / JOURNAL, note=worth_another_try))
             finished = [key for key in journal if not journal.note(key)]
             done = set(finished) & requests.keys() if keys_known else set(list(requests)[: len(finished)])
+        if cache is not None:
+            # They cost nothing.
+            done |= {key for key in requests if key in cache}
         ahead = forecast(requests, done, journal, inference.max_new_tokens, prices, keys_known=keys_known)
     calls = len(requests) - len(done)
     factor = max(1.0, most / calls) if most is not None and calls else 1.0

@@ -30,7 +30,7 @@ from easydistill.asking.outputs import (
 )
 from easydistill.asking.row_teachers import RowTeachers
 from easydistill.config.dataset import RowsConfig
-from easydistill.config.inference import SamplingConfig
+from easydistill.config.inference import ApiInferenceConfig, InferenceConfig, SamplingConfig
 from easydistill.contracts.teacher import (
     Completion,
     Failure,
@@ -48,8 +48,11 @@ from easydistill.data.records import CUT, Rejection, Sample, count_reasons, is_c
 from easydistill.data.row_files.identity import hash_rows
 from easydistill.data.writing import only_writable, write_paper_json, write_parquet
 from easydistill.engine.checks import missing_folder, unreadable_rows
-from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult, lines_of
+from easydistill.engine.devices import kind_of_device
+from easydistill.engine.machine.settings import smaller_batches
+from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult, Work, lines_of
 from easydistill.errors import ConfigIssue, DataError
+from easydistill.teachers.sizes import chat_bytes
 
 BLIND_TEACHER = (
     "the teacher is given text alone and would not see it: label such rows by an API (inference.base_url), or remove "
@@ -130,6 +133,9 @@ class LabelStage:
             **({"images_seen": True} if self._unseen is not _seen and self._unseen() is None else {}),
         }
 
+    def less_memory(self) -> list[str]:
+        return smaller_batches(self._inference)
+
     def _identity(self) -> dict[str, Any]:
         """Of the teacher, or of all and of what tells which rows are whose."""
         if self._own is None:
@@ -159,6 +165,22 @@ class LabelStage:
                 keys_known=all(None not in identity.values() for identity in identities.values()),
             ),
         )
+
+    def work(self) -> Work | None:
+        """What teachers on this machine compute, answers as long as they may be; calls to a server otherwise."""
+        samples = self._read().samples
+        sizes = [plan.memory_bytes() for plan in self._plans.values()]
+        if isinstance(self._inference, ApiInferenceConfig):
+            named = [f"{identity.get('base_url')} {identity.get('model')}" for identity in self._identities()]
+            return Work("ask", len(samples), named[0])
+        if None in sizes or not isinstance(self._inference, InferenceConfig):
+            return None
+        each = max(size for size in sizes if size is not None)
+        tokens = sum(chat_bytes(sample.prompt) // 4 + self._inference.max_new_tokens for sample in samples)
+        return Work(f"answer with {self._inference.backend}", each * tokens, kind_of_device())
+
+    def _identities(self) -> list[dict[str, Any]]:
+        return [plan.identity() for plan in self._plans.values()]
 
     def preview(self, limit: int) -> list[Previewed]:
         samples = self._read().samples

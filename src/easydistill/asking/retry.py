@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from easydistill.asking.answers import JOURNAL, KEPT
+from easydistill.asking.answers import ASKED_AGAIN, JOURNAL, KEPT
 from easydistill.contracts.teacher import MALFORMED_CALL, Failure
 from easydistill.data.files import read_jsonl, set_aside
 from easydistill.data.journal import Journal
@@ -126,7 +126,7 @@ def _mark(stage: _FailedRequests, chosen: dict[str, str]) -> None:
     now = round(time.time(), 3)
     with Journal(stage.directory / JOURNAL) as journal:
         marks = [
-            {**Failure(key, reason, "to be asked again", 0, passing=True).as_record(), "at": now}
+            {**Failure(key, reason, ASKED_AGAIN, 0, passing=True).as_record(), "at": now}
             for key, reason in chosen.items()
         ]
         if (stage.directory / MANIFEST).is_file():

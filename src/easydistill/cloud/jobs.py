@@ -74,12 +74,12 @@ def submit(asked: Request) -> Submission:
     """Send a job, and record it in the run directory.
 
     Raises:
-        CloudError: it was refused, the target cannot be reached, or an earlier job of this run has not ended.
+        CloudError: it was refused, the target cannot be reached, an earlier job of this run has not ended, or another
+            `submit` of it is at work.
     """
     client = _connect(asked.settings)
     directory, spec = asked.prepared.run_directory, asked.prepared.spec
     _refuse_second(directory)
-    _place_config(asked)
     record = Submission(
         number=asked.prepared.number,
         target=asked.target,
@@ -87,12 +87,14 @@ def submit(asked: Request) -> Submission:
         command=list(spec.command),
         run_directory=spec.run_directory,
         nodes=spec.nodes,
-        document=records.write_document(directory, asked.prepared.number, asked.document.text, asked.document.suffix),
+        document=f"{asked.prepared.number}.sent{asked.document.suffix}",
         settings=asked.settings.recorded(),
         submitted=records.now(),
         store=asked.prepared.store,
     )
-    records.write_record(directory, record)
+    records.claim(directory, record)
+    _place_config(asked)
+    records.write_document(directory, record, asked.document.text)
     try:
         found = client.submit(spec, asked.document)
     except NotKnown:

@@ -7,6 +7,7 @@ whose name the job can be looked for.
 from __future__ import annotations
 
 import datetime
+import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from easydistill.cloud.settings import TargetConfig
 from easydistill.cloud.target import TARGETS
 from easydistill.data.files import read_json, write_json, write_text
-from easydistill.errors import DataError
+from easydistill.errors import CloudError, DataError
 
 FOLDER = "submissions"
 
@@ -62,22 +63,41 @@ def now() -> str:
     return datetime.datetime.now().astimezone().replace(microsecond=0).isoformat()
 
 
-def write_document(run_directory: Path, number: int, text: str, suffix: str) -> str:
-    """Keep what is sent; returns its file's name."""
-    name = f"{number}.sent{suffix}"
-    write_text(run_directory / FOLDER / name, text)
-    return name
+def write_document(run_directory: Path, submission: Submission, text: str) -> None:
+    """Keep what is sent."""
+    write_text(run_directory / FOLDER / submission.document, text)
+
+
+def claim(run_directory: Path, submission: Submission) -> None:
+    """Write a new submission's record, whose number must not be another's.
+
+    Raises:
+        CloudError: another `submit` has just taken the number.
+    """
+    path = _path(run_directory, submission)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("x", encoding="utf-8") as handle:
+            handle.write(json.dumps(asdict(submission)))
+    except FileExistsError:
+        raise CloudError(
+            f"{path}: another `submit` of this run is at work\n"
+            f"    → see what it sent: `easydistill status {run_directory}`"
+        ) from None
 
 
 def write_record(run_directory: Path, submission: Submission) -> None:
-    write_json(run_directory / FOLDER / f"{submission.number}.json", asdict(submission))
+    write_json(_path(run_directory, submission), asdict(submission))
+
+
+def _path(run_directory: Path, submission: Submission) -> Path:
+    return run_directory / FOLDER / f"{submission.number}.json"
 
 
 def remove_record(run_directory: Path, submission: Submission) -> None:
     """Forget a job that was refused."""
-    folder = run_directory / FOLDER
-    (folder / f"{submission.number}.json").unlink(missing_ok=True)
-    (folder / submission.document).unlink(missing_ok=True)
+    _path(run_directory, submission).unlink(missing_ok=True)
+    (run_directory / FOLDER / submission.document).unlink(missing_ok=True)
 
 
 def cancelled(run_directory: Path, submission: Submission) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from easydistill.config.identity import identity_of
+from easydistill.registry import FileOfSection
 
 MAX_SEED = 2**32 - 1
 """The largest seed that every library accepts."""
@@ -33,6 +34,8 @@ class Section(BaseModel):
 
     identity_name: ClassVar[str]
     """Names the section in `recorded_identities.json`; defaults to the class name. See `config/identity.py`."""
+    plain_file: ClassVar[FileOfSection | None] = None
+    """The user's file that the section's class comes from, if it does; its state is part of the identity."""
     identity_version: ClassVar[int] = 1
     """Raise it when a default changes, or the same values come to mean something else: finished stages run again."""
 

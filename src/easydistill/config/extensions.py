@@ -2,17 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from inspect import getdoc
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
-from pydantic import Field, create_model, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    create_model,
+    model_serializer,
+    model_validator,
+)
 
 from easydistill.config.base import Section, Unfit
+from easydistill.plain_files import is_reference, short_names
 from easydistill.registry import ExtensionError, Registry
+
+_FILES: Any = {
+    "patternProperties": {r"\.py(:\w+)?$": {"type": "object", "description": "A function of a file of yours."}}
+}
 
 
 class NamedSections(Section):
-    """A section whose keys are the names of extensions, each with that extension's own section."""
+    """A section whose keys are the names of extensions, each with that extension's own section.
+
+    Keys such as `my_rewards.py:brevity` are extensions in plain files. A section with some is of a class of its own.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_FILES)
+
+    registry: ClassVar[Registry | None] = None
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _with_files(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        named = [name for name in value if is_reference(name)] if isinstance(value, dict) else []
+        new = [name for name in named if name not in cls.model_fields]
+        if not new or cls.registry is None:
+            return handler(value)
+        fields: Any = {name: (_section_of_file(cls.registry, name) | None, None) for name in new}
+        made: Any = create_model(cls.__name__, __base__=cls, __module__=cls.__module__, __doc__=cls.__doc__, **fields)
+        return made.model_validate(value)
+
+    @model_serializer(mode="wrap")
+    def _whole(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """Also the sections of files, of which the class that a field names does not know."""
+        found: dict[str, Any] = handler(self)
+        how: Any = {"mode": info.mode, "by_alias": info.by_alias, "exclude_unset": info.exclude_unset}
+        more = {name: config.model_dump(**how) for name, config in self.chosen().items() if is_reference(name)}
+        return found | more
 
     def chosen(self) -> dict[str, Any]:
         """The sections that are set, by name."""
@@ -20,7 +64,8 @@ class NamedSections(Section):
 
     def identity(self) -> dict[str, Any]:
         """Each chosen section's own identity."""
-        return super().identity() | {name: config.identity() for name, config in self.chosen().items()}
+        chosen = self.chosen()
+        return super().identity() | {key: chosen[name].identity() for name, key in short_names(list(chosen)).items()}
 
 
 def section_of(registry: Registry, base: type[NamedSections], each: type[Section], name: str, module: str) -> Any:
@@ -35,7 +80,53 @@ def section_of(registry: Registry, base: type[NamedSections], each: type[Section
         key: (config | None, Field(default=None, description=getdoc(config)))
         for key, config in configs_of(registry, each).items()
     }
-    return create_model(name, __base__=base, __module__=module, __doc__=base.__doc__, **fields)
+    made: Any = create_model(name, __base__=base, __module__=module, __doc__=base.__doc__, **fields)
+    made.registry = registry
+    return made
+
+
+def _section_of_file(registry: Registry, name: str) -> Any:
+    """The section of an extension in a plain file; of one that cannot be used, a section that refuses."""
+    try:
+        return getattr(registry.module(name), registry.section)
+    except ExtensionError as error:
+        return refusing(Section, error)
+
+
+def or_in_a_file(section: Any, registry: Registry, member: Callable[[Any], Any] = lambda config: config) -> Any:
+    """The type of a section whose class is chosen by the registry's `tag`, which may also name a plain file.
+
+    Args:
+        section: the type without such files.
+        member: as for `section`: what a file's class becomes, or Unfit if it does not suit.
+    """
+    tag = registry.tag
+
+    def validate(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        name = value.get(tag) if isinstance(value, dict) else None
+        if not isinstance(name, str) or not is_reference(name):
+            # An instance of a file's class is of none of the section's.
+            return value if getattr(value, "plain_file", None) is not None else handler(value)
+        try:
+            return member(getattr(registry.module(name), registry.section)).model_validate(value)
+        except ValidationError as error:
+            # As if the class were one of the section's, whose errors are found behind its name.
+            details: Any = [{**each, "loc": (name, *each["loc"])} for each in error.errors(include_url=False)]
+            raise ValidationError.from_exception_data(error.title, details) from error
+        except ExtensionError as error:
+            (issue,) = error.issues
+            raise _unfit_tag(name, str(tag), Unfit(f"{issue.where}: {issue.problem}", issue.hint)) from error
+        except Unfit as error:
+            raise _unfit_tag(name, str(tag), error) from error
+
+    as_it_is: Any = SerializeAsAny
+    return Annotated[section, WrapValidator(validate), as_it_is()]
+
+
+def _unfit_tag(name: str, tag: str, error: Unfit) -> ValidationError:
+    """The error of the key that names a class."""
+    detail: Any = {"type": "value_error", "loc": (name, tag), "input": name, "ctx": {"error": error}}
+    return ValidationError.from_exception_data(name, [detail])
 
 
 def configs_of(registry: Registry, base: type[Section]) -> dict[str, Any]:

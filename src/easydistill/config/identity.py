@@ -29,6 +29,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from easydistill.plain_files import short_names
+
 SECRET_KEYS = frozenset({"api_key"})
 """Names of all keys whose values are `Secret`s (a test compares this with the classes)."""
 RECORDS = Path(__file__).with_name("recorded_identities.json")
@@ -110,6 +112,11 @@ def _identity(section: BaseModel, dumped: dict[str, Any], *, nested: bool) -> di
     # Not `dumped`: a section may be dumped as the class that its field names, and be one that has more fields.
     present = cls.model_fields.keys() - hidden
     found |= {name: default for name, default in record.defaults.items() if name in always and name not in present}
+    found = {key: found[name] for name, key in short_names(list(found)).items()}
+    if (file := getattr(cls, "plain_file", None)) is not None:
+        # Where the file is makes no difference, what it says does.
+        found = {name: file.short if value == file.reference else value for name, value in found.items()}
+        found["file"] = f"{file.short} {file.digest}"
     version = getattr(cls, _VERSION, 1)
     return found | ({_VERSION: version} if version > 1 else {})
 

@@ -43,8 +43,8 @@ class SamplingConfig(Section):
     top_p: PositiveShare | None = None
     """Nucleus sampling: draw from the smallest set of most probable tokens with at least this total probability."""
     truncation: Truncation = "keep"
-    """What to do with an answer cut off at `max_new_tokens`: keep it, and learn no end token behind it, or reject its
-    row as `truncated`."""
+    """What to do with an answer that was cut off at `max_new_tokens`: `keep` it, without teaching the student to stop
+    there, or `reject` its row as `truncated`."""
     thoughts: Thoughts = "apart"
     """What to do with thoughts that are part of an answer's text, such as `<think>…</think>` at its beginning: move
     them to the message's `reasoning_content`, where thoughts that a server sends apart are too, or leave them in the
@@ -162,7 +162,7 @@ class ApiInferenceConfig(InferenceConfig):
     """Variables for the server's chat template, such as `{"enable_thinking": false}`, sent as `chat_template_kwargs`,
     which vLLM and SGLang know. A row's own variables take precedence."""
     prices: PricesConfig | None = None
-    """Token prices, for the ledger and `max_cost`; without them the cost is unknown."""
+    """Prices of tokens, for the report and `max_cost`; without them the cost is unknown."""
     max_cost: PositiveFloat | None = None
     """Budget, in the currency of `prices`: no request starts that might exceed it. Answers already on disk count."""
     max_tokens_total: PositiveInt | None = None

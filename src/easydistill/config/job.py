@@ -15,10 +15,17 @@ from easydistill.config.storage import StorageConfig
 from easydistill.config.track import Track, or_list
 
 
+def _of_this_machine(path: str) -> str:
+    if is_remote(path):
+        hint = "name a folder; `easydistill answers export` and `import` take its answers elsewhere"
+        raise Unfit(f"{path} is in an object store, which cannot be searched and locked as a folder is", hint)
+    return path
+
+
 class JobConfig(Section):
     """What every job has. A job's own class, in `jobs/`, adds its sections and a literal `job_type`."""
 
-    runtime_only: ClassVar[frozenset[str]] = frozenset({"deterministic", "track", "storage"})
+    runtime_only: ClassVar[frozenset[str]] = frozenset({"deterministic", "track", "storage", "answers_cache"})
 
     schema_uri: str | None = Field(default=None, alias="$schema")
     """Used by editors only."""
@@ -29,11 +36,15 @@ class JobConfig(Section):
     `s3://bucket/runs/kd` keeps the run in an object store; see docs/remote.md."""
 
     deterministic: bool = False
-    """The same files run for run and resume for resume on one kind of GPU, which otherwise rounds otherwise each time;
-    slower there. On a CPU they are the same anyway. See docs/determinism.md."""
+    """Make two runs of one config write the same files, to the last bit, on one kind of GPU, also if one was
+    interrupted. Without it the last digits of sums differ there. Slower on a GPU; on a CPU runs are the same anyway.
+    See docs/determinism.md."""
     track: Track | None = Field(default=None, json_schema_extra=or_list)
     """Where the run's figures are shown besides its own files, such as `["tensorboard"]`.
     Nothing is sent over a network unless a sink's own keys say so. See docs/tracking.md."""
+    answers_cache: Annotated[NonEmptyStr, AfterValidator(_of_this_machine)] | None = None
+    """A folder in which teachers' answers and signals are kept for all runs that name it: what is in it is not asked,
+    paid for or scored again. See docs/answers_cache.md."""
     storage: StorageConfig = StorageConfig()
     """How a run is kept in an object store, if `output_dir` is a URL."""
 

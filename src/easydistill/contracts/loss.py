@@ -72,24 +72,29 @@ class DistillationConfig(Section):
     distillation_type: str
     """The divergence; its parameters are keys beside it."""
     kd_ratio: Share = 0.5
-    """Weight of the divergence in the loss; the rest is cross-entropy on the labels."""
+    """Share of the loss that is the divergence from the teacher's probabilities; the rest is fine-tuning on its answers
+    (cross-entropy). 0 is fine-tuning alone."""
     max_seq_length: PositiveInt | None = None
     """Longest row, in tokens; defaults to `training.max_length`."""
     temperature: PositiveFloat = 1.0
-    """Temperature of both distributions. The teacher's signals are computed at it."""
+    """Above 1, the probabilities of both models are evened out before they are compared, below 1 sharpened. What is
+    stored of the teacher is computed with it."""
     tail: Literal["bucket", "renormalise_teacher", "ignore"] = "bucket"
-    """Treatment of the mass outside the listed tokens: one more outcome, given to the listed ones, or left out."""
+    """What becomes of the probability of tokens that are not stored: `bucket` treats all of them as one more token,
+    `renormalise_teacher` gives it to the stored ones, `ignore` leaves it out."""
     align: Literal["none", "answers", "bytes"] = "none"
-    """`none`: the teacher scores the tokens that the student reads. `answers`: it has the student's vocabulary, and
-    reads chats in its own template and images as its own tokens; answers must be the same tokens to both. `bytes`: it
-    has another tokenizer, and its tokens are matched with the student's by their bytes."""
+    """How the teacher's tokens are matched with the student's. `none`: both read the same tokens. `answers`: both have
+    one vocabulary, but the teacher reads chats in its own template, or images in its own way; the answers must be the
+    same tokens to both. `bytes`: they have different tokenizers, and tokens are matched by the text that they stand
+    for."""
 
 
 class WholeMassConfig(DistillationConfig):
     """The config of a loss for which the mass outside the listed tokens counts."""
 
     tail: Literal["bucket"] = "bucket"
-    """The mass outside the listed tokens is one more outcome; otherwise the student could hide mass there."""
+    """All tokens that are not stored are treated as one more token. This loss has no other choice: without it, the
+    student could put probability there and pay nothing for it."""
 
 
 class LossModule(Protocol):

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 S = TypeVar("S")
-Role = Literal["teacher", "judge", "student"]
+Role = Literal["teacher", "judge", "student", "user", "tools"]
+"""Who is asked: `user` plays the person in a chat, and `tools` answers the calls in it."""
 
 
 @dataclass(frozen=True)

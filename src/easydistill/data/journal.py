@@ -4,11 +4,16 @@ One JSON value per line. A line is handed to the operating system in one write b
 so a killed process loses nothing that was finished; a line torn by the kill is cut off when the journal is
 opened again. A complete but unreadable line (lost blocks after a power cut) costs its own records and no others.
 Records that must be kept or lost together share a line.
+
+A disk that is full, or a share that fails, takes no line, or loses those that it had not stored yet. They are kept
+elsewhere (`unwritten.py`), an error ends the run, and the journal takes them back when it is opened again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +21,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from easydistill.data.files import naming, sync
 from easydistill.data.keeping import keep
+from easydistill.data.unwritten import Unwritten
 
 FSYNC_SECONDS = 5.0
+WAITS = (0.2, 0.5, 1.0)
+"""Seconds before another try to write a line: a share may fail for a moment, and space may be made."""
+LOGGER = logging.getLogger("easydistill")
 _POSITION = 20
 """Bits of a place that hold a record's position in its line; the others hold the line's offset in the file."""
 
@@ -42,8 +52,18 @@ class Journal:
         self._file = path.open("a+b", buffering=0)
         self._at: dict[str, int] = {}
         self._synced = time.monotonic()
+        self._unsynced: list[tuple[bytes, int]] = []
+        """Lines, with their numbers of records, of which the disk has not said that it has them."""
+        self._unwritten = Unwritten(path)
+        self._has_failed = self._is_torn = False
         self._recover()
         self._reader = path.open("rb")
+        try:
+            self._take_back()
+        except BaseException:
+            self._reader.close()
+            self._file.close()
+            raise
 
     def _recover(self) -> None:
         """Index every readable line, and cut off what follows the last complete one."""
@@ -77,21 +97,84 @@ class Journal:
         Returns once whoever keeps the run elsewhere has what it wants of them (`keeping.py`).
         """
         line = json.dumps(records, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n"
-        view = memoryview(line)
         try:
-            while view:
-                view = view[os.write(self._file.fileno(), view) :]
-        except BaseException:
-            # A full disk leaves half a line, after which nothing may be written.
-            self._file.truncate(self._end)
+            with naming(self.path):
+                self._write_patiently(line)
+        except OSError:
+            self._has_failed = True
+            self._unwritten.add(line, len(records))
             raise
         self._index(list(records), self._end)
         self._end += len(line)
+        self._unsynced.append((line, len(records)))
         # The write above is safe from a kill; fsync adds safety from a power cut, at most every few seconds.
         if time.monotonic() - self._synced > FSYNC_SECONDS:
-            os.fsync(self._file.fileno())
-            self._synced = time.monotonic()
+            self._sync()
         keep(self.path)
+
+    def _write_patiently(self, line: bytes) -> None:
+        # Whoever has waited in vain waits no more: others have something to tell, too.
+        for wait in () if self._has_failed else WAITS:
+            with contextlib.suppress(OSError):
+                return self._write(line)
+            time.sleep(wait)
+        return self._write(line)
+
+    def _write(self, line: bytes) -> None:
+        if self._is_torn:
+            self._cut()
+        view = memoryview(line)
+        self._is_torn = True
+        try:
+            while view:
+                view = view[os.write(self._file.fileno(), view) :]
+            self._is_torn = False
+        except BaseException:
+            # A full disk leaves half a line, after which nothing may be written.
+            with contextlib.suppress(OSError):
+                self._cut()
+            raise
+
+    def _cut(self) -> None:
+        """Remove what follows the last whole line."""
+        self._file.truncate(self._end)
+        self._is_torn = False
+
+    def _sync(self) -> None:
+        """Have the disk itself hold what was written. A share tells only now that it has no room, and forgets it."""
+        try:
+            with naming(self.path):
+                sync(self._file.fileno())
+        except OSError:
+            self._has_failed = True
+            for line, records in self._unsynced:
+                self._unwritten.add(line, records)
+            raise
+        finally:
+            self._unsynced = []
+            self._synced = time.monotonic()
+
+    def _take_back(self) -> None:
+        """Write what an earlier process could not write here."""
+        with self._unwritten.taken_back() as lines:
+            taken = 0
+            for line in lines:
+                records = _records(line)
+                if records and not all(self._has(record) for record in records):
+                    with naming(self.path):
+                        self._write(line)
+                    self._index(records, self._end)
+                    self._end += len(line)
+                    taken += len(records)
+            if taken:
+                with naming(self.path):
+                    sync(self._file.fileno())
+                LOGGER.info("%s: %s records were kept elsewhere, as this file could not be written", self.path, taken)
+        if taken:
+            keep(self.path)
+
+    def _has(self, record: dict[str, Any]) -> bool:
+        return record["key"] in self and self.get(record["key"]) == record
 
     def __contains__(self, key: str) -> bool:
         return key in self._at
@@ -130,8 +213,12 @@ class Journal:
 
     def close(self) -> None:
         self._reader.close()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        try:
+            if self._unsynced:
+                self._sync()
+        finally:
+            self._unwritten.close()
+            self._file.close()
 
     def __enter__(self) -> Journal:
         return self
@@ -139,7 +226,9 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        # An error that is on its way says more than that of the last fsync.
+        with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():
+            self.close()
 
 
 def _records(line: bytes) -> list[dict[str, Any]]:

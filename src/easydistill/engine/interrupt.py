@@ -34,7 +34,8 @@ class StopSignal:
 
     @contextlib.contextmanager
     def listening(self, patience: float = 0.0) -> Iterator[None]:
-        """Turn SIGINT and SIGTERM into a request; a second signal ends the process at once.
+        """Turn SIGINT and SIGTERM into a request; a second signal ends the process at once, or where Python is used
+        interactively, in a notebook, the call. In another thread than the main one, nothing is turned into anything.
 
         Args:
             patience: seconds after the first signal in which another one changes nothing.
@@ -49,6 +50,8 @@ class StopSignal:
             if first and time.monotonic() < first[0] + patience:
                 return
             if self.requested:
+                if _interactive():
+                    raise KeyboardInterrupt
                 os._exit(EXIT_INTERRUPTED)
             self.request()
             first.append(time.monotonic())
@@ -60,3 +63,8 @@ class StopSignal:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def _interactive() -> bool:
+    """Whether the process is not the run's alone: the end of a kernel would be the end of all that a notebook holds."""
+    return hasattr(sys, "ps1") or "ipykernel" in sys.modules

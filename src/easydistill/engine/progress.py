@@ -15,11 +15,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from easydistill.engine.events import Event, Progress, Said, step_of
+
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
 
 LINE_SECONDS = 10.0
+EVENT_SECONDS = 0.2
+"""Least time between two events of a task."""
 PROGRESS = "progress.jsonl"
 """Beside `metrics.jsonl`. Its `step` is a number of finished rows."""
 
@@ -38,8 +43,9 @@ class Task:
         self.note = ""
         self.figures: Callable[[], Mapping[str, Any]] = dict
         """More figures for `progress.jsonl`, such as what was spent."""
-        self._bar: Progress | None = None
+        self._bar: Bar | None = None
         self._bar_id: TaskID | None = None
+        self._told = -math.inf
 
     def advance(self, units: int = 1, tokens: int = 0, note: str | None = None) -> None:
         """Count finished units, with an optional short note."""
@@ -49,6 +55,8 @@ class Task:
             self.note = note
         if time.monotonic() - self._written[2] > LINE_SECONDS:
             self.write()
+        if self._reporter.tell is not None and time.monotonic() - self._told > EVENT_SECONDS:
+            self.tell()
         if self._bar is not None and self._bar_id is not None:
             self._bar.update(self._bar_id, completed=self.done, rate=self._rate(), note=self.note)
         elif time.monotonic() - self._printed > LINE_SECONDS:
@@ -69,6 +77,13 @@ class Task:
         spent = {name: value for name, value in self.figures().items() if value is not None}
         counted = {self.unit: self.done, "total": self.total}
         self._reporter.progress(self.title, self.done, {**counted, **rates, **spent})
+
+    def tell(self) -> None:
+        """Tell a listener how far it is."""
+        if self._reporter.tell is not None:
+            self._told = time.monotonic()
+            cost = self.figures().get("cost")
+            self._reporter.tell(Progress(self.title, self.done, self.total, self.unit, self.tokens, cost, self.note))
 
     def _rate(self) -> str:
         elapsed = time.monotonic() - self._started
@@ -98,7 +113,16 @@ def duration(seconds: float) -> str:
 class Reporter:
     """Screen output and `metrics.jsonl` of one run."""
 
-    def __init__(self, metrics_path: Path | None, *, quiet: bool = False, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        metrics_path: Path | None,
+        *,
+        quiet: bool = False,
+        stream: TextIO | None = None,
+        tell: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.tell = tell
+        """Tells a caller what happens; None if nobody listens."""
         self._quiet = quiet
         self._stream = stream or sys.stderr
         self._metrics_path = metrics_path
@@ -120,10 +144,12 @@ class Reporter:
 
     def writing_to(self, metrics_path: Path) -> Reporter:
         """A reporter for the same screen and another `metrics.jsonl`."""
-        return Reporter(metrics_path, quiet=self._quiet, stream=self._stream)
+        return Reporter(metrics_path, quiet=self._quiet, stream=self._stream, tell=self.tell)
 
     def say(self, text: str) -> None:
         """Print a line for the user."""
+        if self.tell is not None:
+            self.tell(Said(text))
         if self._quiet:
             return
         if self._console is not None:
@@ -136,6 +162,7 @@ class Reporter:
     def task(self, title: str, total: int, *, done: int = 0, unit: str = "rows") -> Iterator[Task]:
         """Show progress over `total` units, of which an earlier attempt finished `done`."""
         task = Task(self, title, total, done, unit)
+        task.tell()
         if self._console is None:
             if done:
                 self.say(f"  {title}: {done:,} of {total:,} {unit} already done")
@@ -146,12 +173,12 @@ class Reporter:
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
-            Progress,
             SpinnerColumn,
             TextColumn,
             TimeElapsedColumn,
             TimeRemainingColumn,
         )
+        from rich.progress import Progress as Bar
 
         columns = (
             SpinnerColumn(),
@@ -164,7 +191,7 @@ class Reporter:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        with Progress(*columns, console=self._console) as bar:
+        with Bar(*columns, console=self._console) as bar:
             task._bar = bar
             task._bar_id = bar.add_task(f"  {title}", total=total, completed=done, rate="", note="")
             yield task
@@ -173,7 +200,9 @@ class Reporter:
     def metric(self, stage: str, **values: Any) -> None:
         """Append one line to `metrics.jsonl`."""
         if self._metrics_path is not None:
-            _append(self._metrics_path, stage, values)
+            line = _append(self._metrics_path, stage, values)
+            if self.tell is not None:
+                self.tell(step_of(line))
 
     def progress(self, title: str, done: int, values: Mapping[str, Any]) -> None:
         """Append one line to `progress.jsonl`. Its step counts on over the tasks of one title."""
@@ -184,12 +213,15 @@ class Reporter:
 
     def _finish(self, task: Task) -> None:
         task.write()
+        task.tell()
         self._finished[task.title] = self._finished.get(task.title, 0) + task.total
 
 
-def _append(path: Path, stage: str, values: Mapping[str, Any]) -> None:
+def _append(path: Path, stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Add a line, and return it."""
     # JSON has no NaN and no infinity.
     finite = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
-    line = json.dumps({"time": round(time.time(), 3), "stage": stage, **finite}, ensure_ascii=False)
+    line = {"time": round(time.time(), 3), "stage": stage, **finite}
     with path.open("a", encoding="utf-8") as handle:
-        handle.write(line + "\n")
+        handle.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return line

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import fcntl
+import hashlib
 import logging
 import os
 import platform
@@ -13,9 +15,11 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from easydistill.config.location import cache_directory
 from easydistill.data.files import read_json, write_json
+from easydistill.engine.machine.room import check_writable
 from easydistill.engine.secrets import RedactingFormatter, Redactor
 from easydistill.errors import RunDirectoryBusy
 
@@ -60,6 +64,39 @@ class _OnlyTo(logging.Filter):
         return False
 
 
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL})
+
+
+def _lock(handle: IO[str]) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunDirectoryBusy(
+            f"{Path(handle.name).parent}: another easydistill process is working here\n"
+            "    → wait for it, or give this run another output_dir"
+        ) from None
+
+
+def _lock_of_this_machine(path: Path) -> Path:
+    """A file on this machine that stands for a run directory."""
+    folder = cache_directory() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:24]
+
+
+class _LogFile(logging.FileHandler):
+    """A log that no run fails over: what its disk does not take is not in it, and nobody is pointed to it."""
+
+    is_whole = True
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (the base class's name)
+        self.is_whole = False
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 class RunDirectory:
     """Paths and files of one run."""
 
@@ -72,6 +109,7 @@ class RunDirectory:
         self.student = path / "student"
         self.log = path / "log.txt"
         self._start = path / "started.json"
+        self._handler: _LogFile | None = None
 
     @cached_property
     def started(self) -> datetime.datetime:
@@ -113,22 +151,25 @@ class RunDirectory:
 
         Raises:
             RunDirectoryBusy: another process has locked it.
+            StorageError: it cannot be made or written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a+") as handle:
+        check_writable(self.path, "output_dir")
+        with (self.path / ".lock").open("a+") as handle, contextlib.ExitStack() as held:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RunDirectoryBusy(
-                    f"{self.path}: another easydistill process is working here\n"
-                    "    → wait for it, or give this run another output_dir"
-                ) from None
+                _lock(handle)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                # Such a share keeps out nobody; this machine's own lock keeps out its other processes.
+                LOGGER.warning("%s: its file system has no locks; runs of other machines are not kept out", self.path)
+                _lock(held.enter_context(_lock_of_this_machine(self.path).open("a+")))
             yield
 
     @contextlib.contextmanager
     def logging(self, redactor: Redactor) -> Iterator[None]:
         """Write the package's log and the libraries' warnings to `log.txt`; the latter are not shown."""
-        handler = logging.FileHandler(self.log, encoding="utf-8")
+        handler = _LogFile(self.log, encoding="utf-8")
+        self._handler = handler
         handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", redactor))
         LOGGER.setLevel(logging.INFO)
         loggers = [LOGGER, *(logging.getLogger(name) for name in _LIBRARIES)]
@@ -144,6 +185,11 @@ class RunDirectory:
                 logger.removeHandler(handler)
             deepspeed.removeFilter(only)
             handler.close()
+
+    @property
+    def log_is_whole(self) -> bool:
+        """Whether the log is there and has everything that was logged."""
+        return self._handler is not None and self._handler.is_whole and self.log.is_file()
 
     def write_config(self, source: dict[str, Any], resolved: dict[str, Any], redactor: Redactor) -> None:
         """Save the config as written and as resolved, with secrets hidden."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from easydistill.data.files import write_jsonl
 from easydistill.data.manifest import Manifest, RowCounts
 from easydistill.data.records import Rejection
+from easydistill.engine.again import KEPT, Standing
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.engine.secrets import Redactor
@@ -109,6 +110,18 @@ class StageResult:
 
 
 @dataclass(frozen=True)
+class Work:
+    """How much a stage computes, or asks, as rates of earlier runs count it."""
+
+    kind: str
+    """What is done, in words: rates of the same kind are compared."""
+    amount: float
+    """Floating-point operations by the usual count, or calls to a server."""
+    on: str
+    """`cpu`, `gpu`, or the server."""
+
+
+@dataclass(frozen=True)
 class Estimate:
     """What `plan` can say about a stage without running it."""
 
@@ -129,7 +142,15 @@ class Estimate:
     cut_answers: int | None = None
     """Earlier answers that were cut off at `max_new_tokens`, among those that were looked at."""
     disk_bytes: int | None = None
+    """At its peak."""
     memory_bytes: int | None = None
+    """Of a process at its peak: of its GPU if it has one, else of the machine."""
+    disk_parts: Mapping[str, int] | None = None
+    """`disk_bytes` by what they are for."""
+    memory_parts: Mapping[str, int] | None = None
+    """`memory_bytes` by what they are for."""
+    work: Work | None = None
+    """Of the whole stage, what is done included."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +163,32 @@ class PlannedStage:
     estimate: Estimate
     notes: tuple[str, ...] = ()
     """What a user would not expect of it, a line each."""
+    why: str = ""
+    """Why it runs again."""
+    seconds: float | None = None
+    """How long it will take, by rates of earlier runs on this machine; None if there are none of its kind."""
+
+
+@runtime_checkable
+class Working(Protocol):
+    """A stage that can tell how much there is to do."""
+
+    def work(self) -> Work | None:
+        """All of it, done or not; None if it is not known. Reads rows and tokenizers, no weights."""
+
+
+def work_of(stage: Stage) -> Work | None:
+    """How much a stage has to do, if it can tell."""
+    try:
+        return stage.work() if isinstance(stage, Working) else None
+    except (EasyDistillError, OSError):
+        # The run tells what is wrong.
+        return None
+
+
+def estimate_of(stage: Stage, directory: Path) -> Estimate:
+    """A stage's estimate, with how much it has to do."""
+    return replace(stage.estimate(directory), work=work_of(stage))
 
 
 def total_of(stages: Iterable[PlannedStage]) -> Estimate:
@@ -196,6 +243,18 @@ def preview_of(stage: Stage, limit: int) -> list[Previewed]:
 def notes_of(stage: Stage) -> tuple[str, ...]:
     """What a user would not expect of a stage that has not run."""
     return tuple(stage.foretell()) if isinstance(stage, Foretelling) else ()
+
+
+def planned_stage(stage: Stage, directory: Path, standing: Standing, prefix: str = "") -> PlannedStage:
+    """A stage as `plan` shows it.
+
+    Args:
+        prefix: of its name: a pipeline's job, and a dot.
+    """
+    kept = standing.state == KEPT
+    notes = () if kept else notes_of(stage)
+    estimate = estimate_of(stage, directory)
+    return PlannedStage(prefix + stage.name, "done" if kept else "pending", estimate, notes, standing.why)
 
 
 @runtime_checkable

@@ -15,6 +15,7 @@ from easydistill.config.evaluation import EvaluationConfig
 from easydistill.config.extensions import NamedSections, section_of
 from easydistill.contracts.metric import MetricConfig
 from easydistill.evaluation.metrics import METRICS
+from easydistill.plain_files import short_names
 
 UNNAMED = frozenset({"agreement", "cross_entropy", "kl", "rouge_l"})
 """Metrics from before fingerprints named them; they stay out of fingerprints, so that finished runs stay finished."""
@@ -83,6 +84,6 @@ def _of_kind(metrics: Iterable[str], kind: str) -> list[str]:
 
 def metrics_identity(measured: Mapping[str, MetricConfig]) -> dict[str, Any]:
     """The metrics, for an evaluation's fingerprint: empty if they are the `UNNAMED` ones with default parameters."""
-    identities = {name: config.identity() for name, config in measured.items()}
+    identities = {key: measured[name].identity() for name, key in short_names(list(measured)).items()}
     named = {name: identity for name, identity in identities.items() if identity or name not in UNNAMED}
     return named | dict.fromkeys(UNNAMED - measured.keys())

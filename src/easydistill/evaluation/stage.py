@@ -21,13 +21,15 @@ from easydistill.data.files import read_json, show_directory, write_json, write_
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import content_hash, count_reasons
 from easydistill.engine.checks import needs_extra
-from easydistill.engine.stage import Estimate, StageContext, StageResult
+from easydistill.engine.devices import kind_of_device
+from easydistill.engine.stage import Estimate, StageContext, StageResult, Work
 from easydistill.errors import ConfigIssue
 from easydistill.evaluation.config import answer_names, chosen_metrics, image_names, metrics_identity
 from easydistill.evaluation.measurement import Heldout, Measurement, TeachersForm
 from easydistill.evaluation.seeing import teachers_sight
 from easydistill.evaluation.swapping import swapped
 from easydistill.methods.distil.forms import Forms, read_by_teacher
+from easydistill.methods.shared.memory import answering_bytes
 from easydistill.methods.shared.rendering import student_renderer, template_identity, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, nothing_left, render_all
 from easydistill.methods.shared.sight import sees_images, vision_of
@@ -35,6 +37,7 @@ from easydistill.methods.shared.student import MODEL
 from easydistill.models.checks import model_issues
 from easydistill.models.limits import Limits
 from easydistill.models.reference import resolve
+from easydistill.models.size import model_parameters, student_parameters
 from easydistill.models.student import student_identity, student_references
 
 if TYPE_CHECKING:
@@ -118,7 +121,22 @@ class EvaluateStage:
         return self._forms is not None and self._forms.shows_date(str(self._models.teacher))
 
     def estimate(self, directory: Path) -> Estimate:
-        return Estimate()
+        """Memory: the student, before or after training, and the teachers, to answer and to score with."""
+        sizes = [student_parameters(self._models)]
+        sizes += [model_parameters(name) for name in set(self._models.teachers_by_key.values())]
+        known = [size for size in sizes if size is not None]
+        return Estimate(memory_bytes=answering_bytes(sum(known)) if len(known) == len(sizes) else None)
+
+    def work(self) -> Work | None:
+        """Held-out rows are answered and scored by the student before and after, and scored by the teacher."""
+        rows, tokens = self._rows.sizes_ahead(self._max_length)
+        held, student = self._rows.heldout_rows(rows), student_parameters(self._models)
+        if student is None or not rows:
+            return None
+        teacher = model_parameters(self._models.teacher) if self._models.teacher is not None else None
+        scored = held * tokens / rows
+        written = held * self._config.max_new_tokens if self._config.generate else 0
+        return Work("evaluate", 2 * (2 * student * (scored + written) + (teacher or 0) * scored), kind_of_device())
 
     def run(self, context: StageContext) -> StageResult:
         from easydistill.models.allocation import reused_memory

@@ -15,7 +15,8 @@ from easydistill.config.job import JobConfig
 from easydistill.config.launch import LaunchConfig
 from easydistill.contracts.job import JOB
 from easydistill.engine.stage import Stage
-from easydistill.registry import Registry
+from easydistill.plain_files import Reference
+from easydistill.registry import Registry, declares
 
 
 class _Jobs(Registry):
@@ -44,8 +45,26 @@ class _Jobs(Registry):
             self._generated[name] = operator_job(name)
         return self._generated[name]
 
+    def from_file(self, reference: Reference) -> ModuleType:
+        """A job of a plain file, or the one of an operator in it."""
+        from easydistill.jobs._operators import operator_job
+        from easydistill.synthesis.operators import OPERATORS
 
-JOBS = _Jobs("jobs", __name__, JOB)
+        if not reference.attribute and declares(reference, self.section):
+            return super().from_file(reference)
+        operator, name = OPERATORS.module(str(reference)), str(reference)
+        known = self._of_files.get(name)
+        if known is None or known[0] is not operator:
+            known = self._of_files[name] = operator, operator_job(name)
+        return known[1]
+
+    @cached_property
+    def _of_files(self) -> dict[str, tuple[ModuleType, ModuleType]]:
+        """Operators of plain files, and the jobs that were generated from them."""
+        return {}
+
+
+JOBS = _Jobs("jobs", __name__, JOB, section="Job", tag="job_type")
 
 
 @runtime_checkable
@@ -56,6 +75,14 @@ class Launched(Protocol):
     """The job's section."""
 
 
+@runtime_checkable
+class Sharing(Protocol):
+    """A stage that shares with other runs what it makes, besides answers, in the folder of the answers cache."""
+
+    answers_cache: str | None
+    """The job's."""
+
+
 def stages_of(job: JobConfig) -> list[Stage]:
     """A job's stages, in order."""
     stages: list[Stage] = JOBS.module(job.job_type).plan(job)
@@ -63,4 +90,6 @@ def stages_of(job: JobConfig) -> list[Stage]:
     for stage in stages:
         if isinstance(stage, Launched):
             stage.launch = launch
+        if isinstance(stage, Sharing):
+            stage.answers_cache = job.answers_cache
     return stages

@@ -30,7 +30,14 @@ def train_and_evaluate(
         device_map: where the layers of a teacher on this machine lie.
     """
     apart = labels_by is not None and labels_by.thoughts == "apart"
-    rows = LabelledRows(dataset, evaluation, labels_by is not None, awaits_thoughts=apart, shown_to=models)
+    rows = LabelledRows(
+        dataset,
+        evaluation,
+        labels_by is not None,
+        awaits_thoughts=apart,
+        shown_to=models,
+        answer_tokens=None if labels_by is None else labels_by.max_new_tokens,
+    )
     stages: list[Stage] = [TrainStage(rows, models, training)]
     if evaluation.enabled:
         stages.append(EvaluateStage(rows, models, evaluation, training.max_length, device_map=device_map))

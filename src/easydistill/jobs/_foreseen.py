@@ -22,7 +22,7 @@ from easydistill.config.values import KeyPath
 from easydistill.data.messages import text_of
 from easydistill.data.reading import read_samples
 from easydistill.data.row_files import rows_of
-from easydistill.engine.stage import Estimate
+from easydistill.engine.stage import Estimate, estimate_of
 from easydistill.errors import EasyDistillError
 from easydistill.jobs import stages_of
 from easydistill.jobs._citations import replaced, untrained, values_of
@@ -79,7 +79,7 @@ def _estimates(
     found: dict[str, Estimate] = {}
     for stage in stages_of(job):
         try:
-            estimate = stage.estimate(folder / "no-such-run")
+            estimate = estimate_of(stage, folder / "no-such-run")
         except EasyDistillError:
             # It needs rows of a kind that these are not.
             continue
@@ -198,7 +198,10 @@ def _scaled(estimate: Estimate, factor: float) -> Estimate:
     for key in _RANGED:
         if (value := getattr(estimate, key)) is not None:
             ranged[key] = tuple(end * factor if key == "cost" else round(end * factor) for end in value)
-    return replace(estimate, **counted, **ranged)
+    work = estimate.work
+    if work is not None:
+        work = replace(work, amount=work.amount * factor)
+    return replace(estimate, **counted, **ranged, work=work)
 
 
 def _between(low: Estimate, high: Estimate) -> Estimate:

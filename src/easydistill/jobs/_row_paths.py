@@ -48,6 +48,15 @@ def absent_paths(job: JobConfig) -> list[ConfigIssue]:
     return _of_every_job(job, _absent)
 
 
+def unchecked_paths(job: JobConfig) -> list[tuple[str, str]]:
+    """(key, location) of rows of a job, or of the jobs of a pipeline, that are fetched from a hub."""
+    if isinstance(job, PipelineConfig):
+        return [
+            (f"jobs.{name}.{key}", path) for name, inner in job.jobs.items() for key, path in unchecked_paths(inner)
+        ]
+    return [(key, path) for key, path in _rows(job) if is_hub(path)]
+
+
 def paths_of(job: JobConfig) -> list[tuple[str, str]]:
     """(key, path) of the files and folders that a job, or the jobs of a pipeline, read: rows, templates, a config of
     DeepSpeed's, models that are folders. Not those that another job makes, nor what is fetched from a hub."""

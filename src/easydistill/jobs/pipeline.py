@@ -13,6 +13,8 @@ from easydistill.config.job import JobConfig
 from easydistill.config.pipeline import Citation, PipelineConfig, citations
 from easydistill.config.values import KeyPath, dotted
 from easydistill.data.manifest import Manifest, RowCounts
+from easydistill.engine.machine.room import Needed
+from easydistill.engine.machine.stages import room_of
 from easydistill.engine.progress import Reporter
 from easydistill.engine.run_directory import RunDirectory
 from easydistill.engine.runner import Runner, StageRecord
@@ -25,6 +27,7 @@ from easydistill.engine.stage import (
     StageContext,
     StageResult,
     notes_of,
+    planned_stage,
     preview_of,
 )
 from easydistill.engine.summary import JOB, Clock, exit_code_of, summarise
@@ -172,6 +175,9 @@ class _JobStage:
     def foretell(self) -> list[str]:
         return [line for stage in self._known_stages() for line in notes_of(stage)]
 
+    def room(self) -> Needed:
+        return room_of(self._known_stages())
+
     def _own(self, issues: Sequence[ConfigIssue], resolved: Resolved) -> list[ConfigIssue]:
         """Issues of the job's stages as the pipeline's, less those about what is not known yet."""
         waiting = {dotted(path) for path in resolved.unresolved}
@@ -207,15 +213,11 @@ class _JobStage:
                 )
                 for stage in stages
             ]
-        records = Runner.silent(run).completed(stages)
+        runner = Runner.silent(run)
+        standings = runner.standings(stages, runner.completed(stages))
         return [
-            PlannedStage(
-                f"{self.name}.{stage.name}",
-                "done" if record is not None else "pending",
-                stage.estimate(run.stage_directory(number, stage.name)),
-                notes_of(stage) if record is None else (),
-            )
-            for number, (stage, record) in enumerate(zip(stages, records, strict=True), start=1)
+            planned_stage(stage, run.stage_directory(number, stage.name), standing, f"{self.name}.")
+            for number, (stage, standing) in enumerate(zip(stages, standings, strict=True), start=1)
         ]
 
     def preview(self, limit: int) -> list[Previewed]:
@@ -256,6 +258,7 @@ class _InnerRun:
         runner.preflight(stages)
         records = runner.completed(stages)
         runner.examine(stages, records)
+        runner.tell_standings(stages, records)
         runner.foretell(stages, records)
         written = self._job.model_dump(mode="json", by_alias=True, exclude={"schema_uri"})
         self._directory.write_config(written, written, context.redactor)

@@ -47,9 +47,10 @@ class Job(JobConfig):
     """How the teacher is asked, on this machine."""
     models: ModelsConfig
     signals: SignalsConfig | None = None
-    """What is stored of the teacher's distributions; by default the most probable tokens and draws from the rest."""
+    """Which of the teacher's probabilities are stored; by default those of the most probable tokens, and of a random
+    sample of the others. See docs/white_box.md."""
     distillation: Distillation = Field(default_factory=ForwardKld, validate_default=True)
-    """The divergence, and its weight in the loss."""
+    """How far the student is from the teacher (the divergence), and how much of the loss that is."""
     training: TrainingConfig = TrainingConfig()
     launch: LaunchConfig | None = None
     """Train in several processes."""
@@ -164,7 +165,8 @@ def _forms(job: Job) -> Forms | None:
 def plan(job: Job) -> list[Stage]:
     """label (unless labels are given) → [rollout] → score (unless signals are given) → train → evaluate."""
     apart = job.labels and job.inference.thoughts == "apart"
-    rows = LabelledRows(job.dataset, job.evaluation, job.labels, awaits_thoughts=apart, shown_to=job.models)
+    known = {"awaits_thoughts": apart, "shown_to": job.models, "answer_tokens": job.inference.max_new_tokens}
+    rows = LabelledRows(job.dataset, job.evaluation, job.labels, **known)
     labelled = rows
     training = job.training.model_copy(update={"max_length": job.max_length})
     device_map = getattr(job.inference, "device_map", None)
@@ -175,7 +177,7 @@ def plan(job: Job) -> list[Stage]:
         stages.append(LabelStage(job.dataset, job.inference, teacher, unseen=lambda: labelled.refuses_images))
     if job.distillation.needs_student_answers:
         stages.append(RolloutStage(rows, job.models, for_student(job.inference)))
-        rows = RowsWithRollouts(job.dataset, job.evaluation, job.labels, awaits_thoughts=apart, shown_to=job.models)
+        rows = RowsWithRollouts(job.dataset, job.evaluation, job.labels, **known)
     if job.scores:
         scoring = Scoring(
             job.models,

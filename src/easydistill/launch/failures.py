@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 
-from easydistill.errors import EasyDistillError, Interrupted
+from easydistill.errors import EasyDistillError, Interrupted, OutOfMemory
 from easydistill.launch.messages import LostError
 
 GRACE = 10.0
@@ -20,6 +20,12 @@ _COLLECTIVE = r"(?i)gloo|nccl|Dist(Backend|Network|Store)Error|connection (close
 
 class RankLost(EasyDistillError, RuntimeError):
     """A process of the stage ended without saying why."""
+
+
+class RankOutOfMemory(RankLost, OutOfMemory):
+    """The kernel has ended a process of the stage because memory had run out."""
+
+    advised = False
 
 
 class FollowingError(LostError):

@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from easydistill.engine.interrupt import StopSignal
+from easydistill.engine.machine.memory import killed_for_memory, memory_limit
+from easydistill.engine.machine.room import words
 from easydistill.engine.run_directory import LOGGER
-from easydistill.launch.failures import GRACE, Failures, RankLost
+from easydistill.launch.failures import GRACE, Failures, RankLost, RankOutOfMemory
 from easydistill.launch.messages import STOP, Outcome, Task, receive, send
 from easydistill.launch.network import LOOPBACK
 
@@ -90,6 +92,8 @@ class _Rank:
     log: Path | None
     relay: threading.Thread | None
     outcome: Outcome | None = None
+    killed_before: int = field(default_factory=killed_for_memory)
+    """Processes that the kernel had ended for want of memory when this one was started."""
 
 
 def run_processes(
@@ -232,7 +236,7 @@ def _hear(rank: _Rank) -> BaseException | None:
     try:
         outcome: Outcome = receive(rank.back)
     except EOFError:
-        return RankLost(_lost(rank))
+        return _lost(rank)
     rank.outcome = outcome
     if outcome.error is not None:
         LOGGER.error("process %s failed:\n%s", rank.number, outcome.traceback)
@@ -240,19 +244,24 @@ def _hear(rank: _Rank) -> BaseException | None:
     return outcome.error
 
 
-def _lost(rank: _Rank) -> str:
+def _lost(rank: _Rank) -> RankLost:
     code = rank.process.wait()
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    said = "".join(f"\n    {line}" for line in _last_lines(rank.log))
+    told = f"process {rank.number} of the stage {how}"
+    if code == -signal.SIGKILL and killed_for_memory() > rank.killed_before:
+        limit = memory_limit()
+        has = f"\n    {words(limit.bytes)} is {limit.what}" if limit is not None else ""
+        return RankOutOfMemory(f"{told}: the kernel ended it because memory had run out{said}{has}")
     hint = "run the same command again: it resumes from the last checkpoint"
     if code == -signal.SIGKILL:
         hint = f"{hint} (the system kills processes when memory runs out: see `plan`)"
-    said = "".join(f"\n    {line}" for line in _last_lines(rank.log))
-    return f"process {rank.number} of the stage {how}{said}\n    → {hint}"
+    return RankLost(f"{told}{said}\n    → {hint}")
 
 
 def _last_lines(log: Path | None) -> list[str]:
     """The end of what a process has printed; of the first, that was on the screen already."""
-    if log is None:
+    if log is None or not log.is_file():
         return []
     return log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
 

@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 from easydistill.config.job import JobConfig
 from easydistill.config.launch import LaunchConfig
 from easydistill.engine.determinism import is_deterministic
+from easydistill.engine.events import following
 from easydistill.engine.stage import Stage, StageContext, StageResult
 from easydistill.launch.crew import Crew
 from easydistill.launch.messages import Task
@@ -109,12 +110,14 @@ def stage_runner(job: JobConfig) -> RunStage:
             deterministic=is_deterministic(),
         )
         logs = context.directory / "processes"
-        if _crew is not None:
-            outcome = _crew.run(task, count, logs)
-        else:
-            sharing = "" if isinstance(stage, Independent) else f" ({launch.sharing})"
-            context.reporter.say(f"  {count} processes{sharing}")
-            outcome = run_processes(task, count, logs, context.stop)
+        reporter = context.reporter
+        with following(reporter.metrics_path, reporter.tell):
+            if _crew is not None:
+                outcome = _crew.run(task, count, logs)
+            else:
+                sharing = "" if isinstance(stage, Independent) else f" ({launch.sharing})"
+                reporter.say(f"  {count} processes{sharing}")
+                outcome = run_processes(task, count, logs, context.stop)
         assert outcome.result is not None, "the first process's errors are raised"
         context.notices.extend(outcome.notices)
         context.said.update(outcome.notices)

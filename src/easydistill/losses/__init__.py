@@ -15,11 +15,11 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
 
-from easydistill.config.extensions import configs_of
+from easydistill.config.extensions import configs_of, or_in_a_file
 from easydistill.contracts.loss import LOSS, DistillationConfig
 from easydistill.registry import Registry
 
-LOSSES = Registry("losses", __name__, LOSS)
+LOSSES = Registry("losses", __name__, LOSS, f"{__name__}._function", tag="distillation_type")
 DEFAULT = "forward_kld"
 
 
@@ -35,5 +35,4 @@ def distillation_section() -> Any:
     for name, config in configs_of(LOSSES, DistillationConfig).items():
         tagged: Any = Annotated[config, Tag(name)]
         members = tagged if members is None else members | tagged
-    section: Any = Annotated[members, Discriminator(_type_of)]
-    return section
+    return or_in_a_file(Annotated[members, Discriminator(_type_of)], LOSSES)

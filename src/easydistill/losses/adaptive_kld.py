@@ -23,9 +23,10 @@ class Config(WholeMassConfig):
     identity_name = "loss.adaptive_kld"
 
     distillation_type: Literal["adaptive_kld"]
-    """Adaptive KL: forward KL where the head differs most, reverse KL where the tail does."""
+    """Adaptive KL: forward KL where mostly the teacher's probable tokens (its head) differ, reverse KL where the others
+    do."""
     head_mass: PositiveShare = 0.5
-    """Mass μ of the teacher's head."""
+    """μ: the head is the smallest set of most probable tokens that together have this probability."""
 
 
 def divergence(config: Config, teacher_NM: Tensor, student_NM: Tensor, outcomes: Outcomes) -> Tensor:

@@ -27,7 +27,8 @@ class Config(WholeMassConfig):
     distillation_type: Literal["contrastive"]
     """Contrastive: learns from the teacher's answers and from the student's own."""
     alpha: Annotated[PositiveFloat, Field(lt=1)] = 0.1
-    """Skew of both divergences."""
+    """How much of the model on the left of each divergence is mixed into the one on the right (skewed KL): a little
+    keeps gradients steady."""
 
 
 def divergence(config: Config, teacher_NM: Tensor, student_NM: Tensor, outcomes: Outcomes) -> Tensor:

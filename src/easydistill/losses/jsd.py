@@ -25,11 +25,11 @@ class Config(WholeMassConfig):
     distillation_type: Literal["jsd"]
     """Jensen–Shannon divergence: bounded, between forward and reverse KL."""
     beta: Annotated[PositiveFloat, Field(lt=1)] = 0.5
-    """Weight of the teacher in the mixture. The divergence, and so the size of a step, shrinks to 0 at both ends; see
-    `scaled`."""
+    """Weight of the teacher in the mixture with which both are compared: near 0 like forward KL, near 1 like reverse
+    KL. Near both ends the loss becomes small, and so does a training step; see `scaled`."""
     scaled: bool = False
-    """Divide by β (1 − β). The limits are then forward KL (β → 0) and reverse KL (β → 1), and a sweep over β keeps the
-    size of a step; at β = 0.5 the loss is 4 times as large."""
+    """Divide by β (1 − β), so that the loss keeps its size for any β, and several can be compared. Near 0 and 1 it is
+    then forward and reverse KL themselves; at β = 0.5 it is 4 times as large as without."""
 
 
 def divergence(config: Config, teacher_NM: Tensor, student_NM: Tensor, outcomes: Outcomes) -> Tensor:

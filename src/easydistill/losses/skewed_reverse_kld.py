@@ -19,7 +19,7 @@ class Config(WholeMassConfig):
     identity_name = "loss.skewed_reverse_kld"
 
     distillation_type: Literal["skewed_reverse_kld"]
-    """Skewed reverse KL: finite even where the teacher gives no mass."""
+    """Skewed reverse KL: finite even for tokens that the teacher finds impossible."""
     alpha: Annotated[PositiveFloat, Field(lt=1)] = 0.1
     """The student's share in the mixture."""
 

@@ -16,7 +16,7 @@ class Config(DistillationConfig):
     identity_name = "loss.tvd"
 
     distillation_type: Literal["tvd"]
-    """Total variation distance: every unit of misplaced mass counts the same."""
+    """Total variation distance: how much probability is in the wrong place, wherever that is."""
 
 
 def divergence(config: Config, teacher_NM: Tensor, student_NM: Tensor, outcomes: Outcomes) -> Tensor:

@@ -76,11 +76,11 @@ class MixtureConfig(Section):
     seed: Seed = 42
     """Seed of which rows are taken and of their order, which depend on nothing else but the rows' ids."""
     clashes: Literal["rename", "drop", "refuse"] = "rename"
-    """What becomes of a row with the id of an earlier row and another chat: `rename` writes the input's name before its
-    id, `drop` rejects it, `refuse` ends the run. Rows with equal ids and equal chats are one row in any case."""
+    """What to do with two different rows that have one id: `rename` writes the input's name before the later one's id,
+    `drop` rejects the later one, `refuse` ends the run. Equal rows with equal ids are one row in any case."""
     labelled: bool | None = None
-    """Whether rows must end with an answer; with false, answers are left out and prompts are mixed. By default rows are
-    taken as they are."""
+    """true: rows must end with an answer. false: answers are left out, and prompts are mixed. By default rows are taken
+    as they are."""
     decontaminate: BenchmarksConfig | None = None
     """Benchmarks whose problems are kept out of the mix, by the search of the operator `decontaminate`."""
     labeled_path: NonEmptyStr | None = None

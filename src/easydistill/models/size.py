@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import re
@@ -76,14 +77,18 @@ class ModelShape:
     vocabulary: int
     tied: bool
     """Whether the output layer is the embedding."""
+    heads: int = 0
+    """Of queries."""
 
 
 def student_shape(models: ModelsConfig) -> ModelShape | None:
     """The shape of the student that a config describes; None if its files do not tell."""
     student = models.student
     if isinstance(student, FreshStudent):
-        values = {**student.config, **({"vocab_size": student.vocab_size} if student.vocab_size else {})}
-        return _shape(values, None, None)
+        size = (
+            student.vocab_size or student.config.get("vocab_size") or _vocabulary(student.tokenizer or models.teacher)
+        )
+        return _shape({**student.config, "vocab_size": size}, None, None)
     reference = student.from_model if isinstance(student, PrunedStudent) else student
     parameters = student_parameters(models)
     found = _config_values(reference)
@@ -91,6 +96,12 @@ def student_shape(models: ModelsConfig) -> ModelShape | None:
         return None
     # Without weights on this machine they are counted from the config.
     return _shape(found, parameters, student.keep_layers if isinstance(student, PrunedStudent) else None)
+
+
+def _vocabulary(reference: str | None) -> int | None:
+    """Rows of a model's embedding: a new student with its tokenizer has about as many."""
+    values = None if reference is None else _config_values(reference)
+    return None if values is None else values.get("vocab_size")
 
 
 def _config_values(reference: str) -> dict[str, Any] | None:
@@ -101,11 +112,39 @@ def _config_values(reference: str) -> dict[str, Any] | None:
     directory = converted_directory(source) if source.is_gguf else source.path
     path = None if directory is None else directory / "config.json"
     if path is None or not path.is_file():
-        return None
+        return gguf_values(source.path) if source.is_gguf and source.path is not None else None
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     inner = found.get("text_config")
     # A tied head is stated outside of the text's part by some families.
     return {**found, **inner} if isinstance(inner, dict) else found
+
+
+_GGUF_NAMES = {
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+}
+
+
+def gguf_values(path: Path) -> dict[str, Any] | None:
+    """A model's measures from a GGUF file that has not been converted yet, by the names of transformers' configs."""
+    if importlib.util.find_spec("gguf") is None or not path.is_file():
+        return None
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+    architecture = reader.get_field("general.architecture")
+    embedding = next((tensor for tensor in reader.tensors if tensor.name == "token_embd.weight"), None)
+    if architecture is None or embedding is None:
+        return None
+    prefix = architecture.contents()
+    fields = {name: reader.get_field(f"{prefix}.{key}") for name, key in _GGUF_NAMES.items()}
+    found: dict[str, Any] = {name: int(field.contents()) for name, field in fields.items() if field is not None}
+    tied = not any(tensor.name == "output.weight" for tensor in reader.tensors)
+    return {**found, "vocab_size": int(embedding.shape[-1]), "tie_word_embeddings": tied}
 
 
 def _shape(values: Mapping[str, Any], parameters: int | None, layers: int | None) -> ModelShape | None:
@@ -120,4 +159,4 @@ def _shape(values: Mapping[str, Any], parameters: int | None, layers: int | None
     query_width = heads * head_width
     per_layer = 2 * hidden * (query_width + key_width) + 3 * hidden * intermediate + 2 * hidden
     counted = vocabulary * hidden * (1 if tied else 2) + layers * per_layer + hidden
-    return ModelShape(parameters or counted, layers, hidden, intermediate, key_width, vocabulary, tied)
+    return ModelShape(parameters or counted, layers, hidden, intermediate, key_width, vocabulary, tied, heads)

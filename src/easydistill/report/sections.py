@@ -287,6 +287,8 @@ def _time(facts: Facts) -> Iterator[doc.Section]:
     if facts.stages:
         intro = doc.Text("Wall time of each stage, over all attempts.")
         blocks: list[doc.Block] = [intro, tables.stage_table(facts)]
+        if remembered := tables.remembered_words(facts):
+            blocks.append(doc.Text(remembered))
         if (spent := read_spent(facts.directory / "metrics.jsonl")) is not None:
             blocks += [doc.Text(spent.told), spent.table]
         yield doc.Section("time", "Time and tokens", "Time and tokens", tuple(blocks))

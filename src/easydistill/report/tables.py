@@ -8,7 +8,7 @@ from easydistill.engine.stage import kind_of
 from easydistill.report.collect import Facts, RejectedReason, StageFacts
 from easydistill.report.document import Cell, Column, Row, Step, Table, row
 from easydistill.report.figures import or_missing, plural, time_of
-from easydistill.report.values import as_int
+from easydistill.report.values import as_dict, as_int
 
 _NAMES = {"label": "Answered by the teacher"}
 _STATES = {"done": "ran in the last attempt", "skipped": "complete from an earlier attempt"}
@@ -83,6 +83,28 @@ def _trained_words(facts: Facts) -> str:
     limit = "" if length is None else f" of {length:,} tokens"
     verb, whose = ("was", "its answer") if rows == 1 else ("were", "their answers")
     return f"{plural(rows, 'row')} {verb} longer than the limit{limit} and lost the end of {whose}."
+
+
+def remembered_words(facts: Facts) -> str:
+    """What was not asked because the answers cache had it, and what it would have cost; empty if nothing was."""
+    bills = [
+        bill
+        for stage in facts.stages
+        for name, value in stage.metrics.items()
+        if name.startswith("spent") and (bill := as_dict(value)).get("answers_from_cache")
+    ]
+    if not bills:
+        return ""
+    answers, tokens = (sum(as_int(bill.get(key)) or 0 for bill in bills) for key in _SAVED)
+    costs = [cost for bill in bills if (cost := as_float(bill.get("saved_cost"))) is not None]
+    money = f", or {sum(costs):.6g} at the prices of the config" if costs else ""
+    came = "answer came" if answers == 1 else "answers came"
+    return (
+        f"{answers:,} {came} from the answers cache and cost nothing; asking would have taken {tokens:,} tokens{money}."
+    )
+
+
+_SAVED = ("answers_from_cache", "saved_tokens")
 
 
 def stage_table(facts: Facts) -> Table:

@@ -12,6 +12,7 @@ from typing import Any
 from easydistill.config.extensions import section_of
 from easydistill.contracts.reward import REWARD, UNJUDGED, Reward, RewardConfig, RewardContext, Rollout
 from easydistill.errors import ConfigIssue
+from easydistill.plain_files import short_names
 from easydistill.registry import Registry
 from easydistill.rewards._section import RewardsConfig
 from easydistill.rewards._weighted import RewardScores, WeightedRewards, close_all
@@ -34,7 +35,7 @@ __all__ = [
     "unjudged",
 ]
 
-REWARDS = Registry("rewards", __name__, REWARD)
+REWARDS = Registry("rewards", __name__, REWARD, f"{__name__}._function")
 
 
 def rewards_section() -> Any:
@@ -52,13 +53,14 @@ def build(section: RewardsConfig, context: RewardContext) -> WeightedRewards:
     """
     made: dict[str, Reward] = {}
     chosen = section.chosen()
+    shown = short_names(list(chosen))
     try:
         for name, config in chosen.items():
-            made[name] = REWARDS.module(name).make(config, context)
+            made[shown[name]] = REWARDS.module(name).make(config, context)
     except BaseException:
         close_all(list(made.values()))
         raise
-    return WeightedRewards(made, {name: config.weight for name, config in chosen.items()})
+    return WeightedRewards(made, {shown[name]: config.weight for name, config in chosen.items()})
 
 
 def files(section: RewardsConfig) -> dict[str, str]:

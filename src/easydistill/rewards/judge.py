@@ -31,6 +31,7 @@ from easydistill.data.journal import Journal
 from easydistill.data.messages import IMAGE_TAG, Content, Message, images_of, said, with_images_placed
 from easydistill.engine.interrupt import StopSignal
 from easydistill.errors import ConfigError, ConfigIssue, DataError
+from easydistill.teachers.remembering import generate
 from easydistill.verification.fields import Language, MalformedReply
 from easydistill.verification.scores import ScoreField, describe_scores, parse_scores, scores_schema
 
@@ -152,7 +153,8 @@ class _Judge:
 
         try:
             # A new signal, not the user's: a stopped teacher returns early, and the trainer stops only between rounds.
-            self._teacher.generate(list({r.key: r for r in requests}.values()), done, record, StopSignal())
+            unique = list({request.key: request for request in requests}.values())
+            generate(self._teacher, unique, done, record, StopSignal(), redact=self._context.redact)
         finally:
             self._outcomes.update(fresh)
 

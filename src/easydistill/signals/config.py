@@ -63,7 +63,8 @@ class TopPSignals(_Signals):
 
 
 class SampledSignals(_Signals):
-    """Tokens drawn from the teacher's distribution (random sampling KD, arXiv 2503.16870): unbiased, no bucket."""
+    """Tokens drawn at random by the teacher's probabilities, which they represent on average (random sampling KD, arXiv
+    2503.16870). Nothing else is kept."""
 
     drawn: ClassVar[bool] = True
 
@@ -74,7 +75,8 @@ class SampledSignals(_Signals):
 
 
 class TopKSampledSignals(_Signals):
-    """The k most probable tokens exactly, and draws from all others: unbiased, with little noise."""
+    """The k most probable tokens with their probabilities, and random draws from all others, which represent these on
+    average."""
 
     drawn: ClassVar[bool] = True
 
@@ -87,10 +89,11 @@ class TopKSampledSignals(_Signals):
 
 
 class ThresholdSignals(_Signals):
-    """Tokens with a probability of 1/n or more exactly; any other with probability n·p, and then it stands for 1/n.
+    """Every token with a probability p of at least 1/n, with its p, and a random sample of the others.
 
-    Unbiased, and the least noisy way to keep a given number of tokens: fixed-threshold sampling (Duffield, Lund &
-    Thorup, 2007), drawn systematically.
+    Each of the others is kept with a chance of n·p and then counts as 1/n: with n = 100, a token of 0.3 % is kept with
+    a chance of 30 % and stored as 1 %, so on average it has its true probability. No other way of keeping as many
+    tokens is less noisy: fixed-threshold sampling (Duffield, Lund & Thorup, 2007), drawn systematically.
     """
 
     drawn: ClassVar[bool] = True

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic
 
@@ -28,6 +28,7 @@ from easydistill.models.loading import device
 from easydistill.signals.codec import Codec
 from easydistill.signals.config import SignalsConfig
 from easydistill.signals.score import Found, RowT, RowToScore, RunsAhead, Scorer, batch_tokens
+from easydistill.signals.shared import SharedStore
 from easydistill.signals.sharing import LOOK_SECONDS, SharedWork
 from easydistill.signals.store import (
     EncodedSample,
@@ -75,12 +76,28 @@ class ShardPlan(Generic[RowT]):
     directory: Path
     shards: list[Shard]
     missing: list[Shard]
+    shared: SharedStore | None = None
+    """Where other runs find them."""
 
     @classmethod
     def of(cls, rows: Sequence[RowT], config: SignalsConfig, directory: Path) -> ShardPlan[RowT]:
         shards = plan_shards([row.length for row in rows], batch_tokens(config), config.shard_tokens)
         missing = [shard for shard in shards if not _is_complete(shard, rows, directory)]
         return cls(rows, directory, shards, missing)
+
+    def with_shared(self, shared: SharedStore | None) -> ShardPlan[RowT]:
+        """The plan once the missing shards that other runs have scored are in their place."""
+        if shared is None:
+            return self
+        missing = []
+        for shard in self.missing:
+            fetched = shared.fetch(self._rows_of(shard), shard_path(self.directory, shard.number))
+            if not fetched or not _is_complete(shard, self.rows, self.directory):
+                missing.append(shard)
+        return replace(self, missing=missing, shared=shared)
+
+    def _rows_of(self, shard: Shard) -> list[RowT]:
+        return [self.rows[index] for batch in shard.batches for index in batch]
 
     @property
     def finished_rows(self) -> int:
@@ -110,12 +127,16 @@ class ShardPlan(Generic[RowT]):
         # No teacher is loaded if there is nothing to do.
         if (first := next(todo, None)) is not None:
             with contextlib.closing(make_scorer()) as scorer:
-                writer = _ShardWriter(self.directory, codec)
+                writer = _ShardWriter(self.directory, codec, self._keep)
                 _score_shards(self.rows, itertools.chain([first], todo), scorer, writer, others.advance, stop)
         if share is not None and not stop.requested:
             share.report(shards=len(share.taken), peak_memory_bytes=_peak_memory())
             if share.rank == 0:
                 share.wait(others.look, stop)
+
+    def _keep(self, shard: Shard) -> None:
+        if self.shared is not None:
+            self.shared.keep(self._rows_of(shard), shard_path(self.directory, shard.number))
 
 
 def _peak_memory() -> int:
@@ -184,8 +205,8 @@ def _is_complete(shard: Shard, rows: Sequence[RowToScore], directory: Path) -> b
 class _ShardWriter:
     """Encodes the batches of shards, which come in order, and writes each shard after its last batch."""
 
-    def __init__(self, directory: Path, codec: Codec) -> None:
-        self._directory, self._codec = directory, codec
+    def __init__(self, directory: Path, codec: Codec, written: Callable[[Shard], None]) -> None:
+        self._directory, self._codec, self._written = directory, codec, written
         self._shard = -1
         self._samples: list[EncodedSample] = []
 
@@ -198,6 +219,7 @@ class _ShardWriter:
         self._samples += [EncodedSample.of(sample, self._codec) for sample in kept]
         if len(self._samples) == shard.rows:
             write_encoded(shard_path(self._directory, shard.number), self._samples)
+            self._written(shard)
 
 
 def _score_shards(

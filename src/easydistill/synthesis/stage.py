@@ -80,7 +80,7 @@ class SynthesiseStage:
 
     def preflight(self) -> list[ConfigIssue]:
         issues = self._source.issues() + labeled_path_issues(self._labeled_path)
-        issues += needs_extra("synth", "rensa", "rapidfuzz", "math_verify")
+        issues += needs_extra("synth", "rensa", "rapidfuzz", "math_verify", "jsonschema")
         if isinstance(self._config, OperatorConfig):
             issues += prompt_issues(self._config, self._module.PROMPTS)
         files = self._module.files(self._config).items()

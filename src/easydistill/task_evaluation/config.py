@@ -29,8 +29,9 @@ class EvaluatedModel(Section):
     inference: Inference = Field(default=AutoInferenceConfig(), union_mode="left_to_right")
     """How it is asked: backend, batch sizes, prices, system prompt. Sampling is the tasks' affair."""
     role: PlaceInTheTable | None = None
-    """What it is in the comparison of teacher, student before and student after. Defaults to its name, where that is
-    one of `teacher`, `before`, `after` and `student` (which is `before` if another is `after`, else `after`)."""
+    """Its part in the comparison: the teacher, the student before training, the student after it, or another model.
+    Defaults to its name, if that is one of `teacher`, `before`, `after` and `student` (which is `before` if another
+    model is `after`, else `after`)."""
     published: dict[NonEmptyStr, float] = {}  # noqa: RUF012 (pydantic copies it)
     """Figures that others published for it: task → score in percent. Shown in a column of their own."""
     trust_remote_code: bool = False
@@ -117,7 +118,7 @@ class ContaminationConfig(Section):
     data: list[NonEmptyStr] = Field(min_length=1)
     """Files of training rows, in all that `dataset.instruction_path` may be."""
     words: PositiveInt = 13
-    """Tokens of a shared run that count as overlap, in scripts with spaces."""
+    """How many words in a row must be the same to count as overlap, in scripts with spaces."""
     characters: PositiveInt = 21
     """The same in scripts without spaces."""
 

@@ -35,7 +35,7 @@ class BenchmarksConfig(Section):
     tasks: list[Task] = []  # noqa: RUF012 (pydantic copies it)
     """Tasks as in the job `evaluate`, such as `{"task": "gsm8k", "data": "gsm8k_test.jsonl"}`."""
     words: PositiveInt = 13
-    """Tokens of a shared run that count as overlap, in scripts with spaces."""
+    """How many words in a row must be the same to count as overlap, in scripts with spaces."""
     characters: PositiveInt = 21
     """The same in scripts without spaces."""
     boilerplate: PositiveInt = BOILERPLATE

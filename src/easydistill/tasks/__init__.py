@@ -13,11 +13,11 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Discriminator, Tag
 
 from easydistill.config.base import Section, Unfit
-from easydistill.config.extensions import configs_of
+from easydistill.config.extensions import configs_of, or_in_a_file
 from easydistill.contracts.task import TASK, TaskConfig
 from easydistill.registry import Registry
 
-TASKS = Registry("tasks", __name__, TASK)
+TASKS = Registry("tasks", __name__, TASK, f"{__name__}._function", tag="task")
 
 
 def task_section(**others: Any) -> Any:
@@ -40,5 +40,5 @@ def task_section(**others: Any) -> Any:
 
     tagged: list[Any] = [Annotated[config, Tag(name)] for name, config in classes.items()]
     union: Any = functools.reduce(operator.or_, tagged)
-    section: Any = Annotated[union, Discriminator(task_of), BeforeValidator(names_a_task)]
-    return section
+    section: Any = Annotated[union, Discriminator(task_of)]
+    return Annotated[or_in_a_file(section, TASKS), BeforeValidator(names_a_task)]

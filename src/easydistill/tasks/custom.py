@@ -91,7 +91,7 @@ def issues(config: Config) -> list[ConfigIssue]:
 
 
 def problem(config: Config, row: Mapping[str, Any], number: int) -> Problem:
-    messages, text = _prompt(row)
+    messages, text = prompt_of(row)
     identity, meta = row_id(row, number, "id"), dict(row)
     if config.score == "choice":
         return _choice_problem(config, row, identity, messages, text)
@@ -111,7 +111,7 @@ def problem(config: Config, row: Mapping[str, Any], number: int) -> Problem:
     return Problem(identity, messages, meta, str(plain_value(row.get("answer")) or ""), text)
 
 
-def _prompt(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], str]:
+def prompt_of(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], str]:
     """The prompt's messages, and its last text."""
     # A number is a prompt here as it is elsewhere in `tasks`.
     texts = {name: str(row[name]) for name in _PROMPTS if type(row.get(name)) in (int, float)}

@@ -13,7 +13,7 @@ from easydistill.config.inference import InferenceConfig
 from easydistill.contracts.teacher import TEACHER, TeacherPlan
 from easydistill.registry import Registry
 
-TEACHERS = Registry("teachers", f"{__name__}.backends", TEACHER)
+TEACHERS = Registry("teachers", f"{__name__}.backends", TEACHER, f"{__name__}.backends._function", tag="backend")
 
 
 def plan_teacher(inference: InferenceConfig, model: str | None, template: str | None = None) -> TeacherPlan:

@@ -31,6 +31,8 @@ class Ledger:
         self._prices, self._max_cost, self._max_tokens = prices, max_cost, max_tokens
         self._seen: set[str] = set()
         self._answers = self._uncounted = 0
+        self._free, self._saved = 0, (0, 0)
+        """Answers that the answers cache had, and their (prompt, completion) tokens."""
         self._prompt = self._completion = 0
         self._cached: int | None = None
         self._reasoning: int | None = None
@@ -64,6 +66,12 @@ class Ledger:
         self._uncounted += 1
         written = text_tokens(answer.text) + text_tokens(answer.reasoning)
         self._guessed = _plus(self._guessed, (size.worst_prompt, size.worst_completion) if size else (0, written))
+
+    def add_free(self, answer: Completion) -> None:
+        """Count an answer that was not asked for, because the answers cache had it: it costs nothing."""
+        self._seen.add(answer.key)
+        self._free += 1
+        self._saved = _plus(self._saved, (answer.prompt_tokens, answer.completion_tokens))
 
     @property
     def tokens(self) -> int:
@@ -128,8 +136,14 @@ class Ledger:
         uncounted = f", {self._uncounted:,} answers without counts (taken for {sum(self._guessed):,})"
         return (
             f"{self._prompt:,} tokens in{cached}, {self._completion:,} out{reasoning}"
-            f"{uncounted if self._uncounted else ''}, cost {cost}"
+            f"{uncounted if self._uncounted else ''}, cost {cost}{self._saved_words()}"
         )
+
+    def _saved_words(self) -> str:
+        if not self._free:
+            return ""
+        saved = "" if self._prices is None else f", {self._price(self._saved):.6g} saved"
+        return f" ({self._free:,} answers from the answers cache{saved})"
 
     def as_metrics(self) -> dict[str, Any]:
         """For the stage's manifest; None means unknown."""
@@ -141,6 +155,14 @@ class Ledger:
             "cached_prompt_tokens": self._cached,
             "reasoning_tokens": self._reasoning,
             "cost": None if self.cost is None else round(self.cost, 9),
+            **(self._saved_metrics() if self._free else {}),
+        }
+
+    def _saved_metrics(self) -> dict[str, Any]:
+        return {
+            "answers_from_cache": self._free,
+            "saved_tokens": sum(self._saved),
+            "saved_cost": None if self._prices is None else round(self._price(self._saved), 9),
         }
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Discriminator, Field, Tag, create_model
 
 from easydistill.config.base import Section, Unfit
-from easydistill.config.extensions import refusing
+from easydistill.config.extensions import or_in_a_file, refusing
 from easydistill.config.inference import AutoInferenceConfig, InferenceConfig, WhiteBoxInferenceConfig
 from easydistill.config.values import show
 from easydistill.teachers import TEACHERS
@@ -50,16 +50,23 @@ def inference_section(
             raise Unfit(f"backend {show(named)} {refusal}", f"use one of {', '.join(map(show, fitting))}")
         return value
 
+    def of_file(config: type[InferenceConfig]) -> Any:
+        if not suits(config):
+            raise Unfit(
+                f"backend {show(config.plain_file.short if config.plain_file else '')} {refusal}", "use another"
+            )
+        return member(config)
+
     classes = {name: member(config) for name, config in fitting.items()}
     classes |= {name: refusing(InferenceConfig, error) for name, error in TEACHERS.broken().items()}
     section: Any
     if len(classes) == 1:
-        section = Annotated[next(iter(classes.values())), BeforeValidator(refuse_others)]
+        section = next(iter(classes.values()))
     else:
         tagged: list[Any] = [Annotated[config, Tag(name)] for name, config in classes.items()]
         union: Any = functools.reduce(operator.or_, tagged)
-        section = Annotated[union, Discriminator(backend_of), BeforeValidator(refuse_others)]
-    return section
+        section = Annotated[union, Discriminator(backend_of)]
+    return Annotated[or_in_a_file(section, TEACHERS, of_file), BeforeValidator(refuse_others)]
 
 
 @functools.cache

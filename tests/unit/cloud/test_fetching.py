@@ -11,8 +11,9 @@ import pytest
 from tests.support.clouds import settings
 
 from easydistill.cli import main
-from easydistill.cloud.records import Submission, read_records, write_record
+from easydistill.cloud.records import Submission, claim, read_records, write_record
 from easydistill.engine.copies import copying
+from easydistill.errors import CloudError
 
 RUN = "/mnt/shared/kd/runs/kd"
 
@@ -145,3 +146,13 @@ def test_a_damaged_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "no record of a submission" in capsys.readouterr().err
     record.unlink()
     assert main(["status", str(run)]) == 1
+
+
+def test_of_two_submits_at_once_only_one_gets_the_number(tmp_path: Path) -> None:
+    run = submitted(tmp_path, "kubernetes")
+    (first,) = read_records(run)
+    second = replace(first, number=2, document="2.sent.yaml", id=None)
+    claim(run, second)
+    with pytest.raises(CloudError, match="another `submit` of this run is at work"):
+        claim(run, replace(second, submitted="later"))
+    assert read_records(run) == [first, second]

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, Tag
 from pydantic.fields import FieldInfo
 
+from easydistill.config.reading.files import file_section
 from easydistill.config.values import KeyPath
 
 _WORDS: dict[Any, str] = {
@@ -70,6 +71,9 @@ def literals(annotation: Any) -> list[str]:
 
 def _tagged(annotation: Any, tag: str | int) -> Iterator[type[BaseModel]]:
     """The class that a discriminated union selects by the tag; all classes of a union without tags."""
+    if (of_file := file_section("", tag)) is not None:
+        yield of_file
+        return
     yield from models_in(dict(_tags(annotation)).get(str(tag), annotation))
 
 
@@ -122,6 +126,8 @@ def locate(loc: tuple[int | str, ...], model: type[BaseModel]) -> Place:
         item = _item(annotation)
         field = None if item is not None else keys_of(here).get(str(part))
         annotation = item if item is not None else field.annotation if field is not None else None
+        if annotation is None and len(path) > 1:
+            annotation = file_section(path[-2], part)
         here = tuple(models_in(annotation)) if annotation is not None else ()
         if annotation is not None and _item(annotation) is None and is_union(annotation):
             union, between = tuple(path), True

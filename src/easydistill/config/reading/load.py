@@ -19,6 +19,7 @@ from easydistill.config.reading.aliases import (
     use_current_names,
 )
 from easydistill.config.reading.diagnose import closest, explain
+from easydistill.config.reading.files import check_files_of_jobs, place_files
 from easydistill.config.reading.given import fill_in
 from easydistill.config.reading.nodes import Issues, Node, from_mapping
 from easydistill.config.reading.old_jobs import refuse_old, why_not_here
@@ -77,8 +78,10 @@ def load_config(
     unusable = apply_overrides(root, overrides, issues)
     read_old_jobs(root, issues)
     name_sinks(root, issues)
-    refuse_old(root, classes)
+    place_files(root)
     parts = jobs_of(root)
+    check_files_of_jobs((root, *parts.values()), classes)
+    refuse_old(root, classes)
     fill_in(root, parts, issues)
     share_sections(root, parts, classes, issues)
     data = resolve(root, issues)
@@ -93,6 +96,9 @@ def load_config(
     if isinstance(job, PipelineConfig):
         # The jobs find each other's artifacts in the pipeline's run directory.
         where = job.remote or str(job.run_directory(name))
+        if job.answers_cache is not None:
+            kept = {"answers_cache": job.answers_cache}
+            jobs = {inner: one and one.model_copy(update=kept) for inner, one in jobs.items()}
         job = job.model_copy(update={"jobs": jobs, "output_dir": where})
     given = "config" if isinstance(source, Mapping) else str(source)
     return LoadedConfig(job, name, written, path, tuple(overrides), given, tuple(issues.notes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,9 @@ from easydistill.config.reading.aliases import use_current_names
 from easydistill.config.reading.nodes import MAX_DEPTH, OVERRIDE, Issues, Node, tree
 from easydistill.config.values import dotted, show
 from easydistill.errors import ConfigIssue
+
+_DOT = re.compile(r"\.(?!/|\./|py(?::\w+)?(?:\.|$))")
+"""A dot between two keys, and not one of the path of a plain file: `rewards.my_rewards.py:brevity.weight`."""
 
 
 def _value(text: str) -> Any:
@@ -29,7 +33,7 @@ def apply_overrides(root: Node, overrides: Sequence[str], issues: Issues) -> lis
     unusable: list[ConfigIssue] = []
     for override in overrides:
         name, equals, text = override.partition("=")
-        path = [part.strip() for part in name.split(".")]
+        path = [part.strip() for part in _DOT.split(name)]
         if not equals or not all(path) or len(path) > MAX_DEPTH:
             problem = f"{show(name)} is not of the form path=value"
             unusable.append(ConfigIssue(OVERRIDE, "", problem, "e.g. --set training.learning_rate=1e-5"))

@@ -86,6 +86,9 @@ def check_place(name: str, jobs: Mapping[str, Node], issues: Issues) -> None:
     if "storage" in job.value:
         hint = "move it to the top level: the files of all jobs are kept there"
         issues.add(job, "a job of a pipeline is kept with the pipeline", hint, ("storage",))
+    if "answers_cache" in job.value:
+        hint = "move it to the top level: the answers of all jobs are kept there"
+        issues.add(job, "a job of a pipeline keeps its answers with the pipeline's", hint, ("answers_cache",))
     earlier = list(jobs)[: list(jobs).index(name)]
     before = ", ".join(earlier) or "none"
     for path, citation in citations(job.plain()):

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from easydistill.data.files import OF_STORAGE
 from easydistill.data.images.normalise import MOST_BYTES, TOO_LARGE, UNREADABLE, ImageProblem
 from easydistill.data.images.sources import SourceRecord
 from easydistill.data.images.store import PREFIX, ImageStore, digest_of
@@ -160,7 +161,8 @@ class ImageReader:
                 raise ImageProblem(TOO_LARGE, f"the file has more than {MOST_BYTES:,} bytes")
             data = path.read_bytes()
         except (OSError, ValueError, RuntimeError) as error:
-            if isinstance(error, ImageProblem):
+            # A disk that is full, or that fails, is no fault of the row's.
+            if isinstance(error, ImageProblem) or getattr(error, "errno", None) in OF_STORAGE:
                 raise
             raise ImageProblem(UNREADABLE, f"the file cannot be read: {type(error).__name__}") from None
         try:

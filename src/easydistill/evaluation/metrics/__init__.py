@@ -6,4 +6,4 @@ A module follows `contracts.metric.MetricModule`: it declares a class `Metric` o
 from easydistill.contracts.metric import METRIC
 from easydistill.registry import Registry
 
-METRICS = Registry("metrics", __name__, METRIC)
+METRICS = Registry("metrics", __name__, METRIC, f"{__name__}._function")

@@ -19,10 +19,12 @@ from easydistill.data.files import hash_file, link_or_copy, set_aside, write_tex
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Rejection, Sample, content_hash, count_reasons, is_cut
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
+from easydistill.engine.devices import kind_of_device
 from easydistill.engine.run_directory import LOGGER
-from easydistill.engine.stage import Estimate, StageContext, StageResult
+from easydistill.engine.stage import Estimate, StageContext, StageResult, Work
 from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.methods.distil.forms import Forms, read_by_teacher, rows_to_score
+from easydistill.methods.shared.memory import answering_bytes
 from easydistill.methods.shared.rendering import LostThoughts, template_identity, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, keep_rejected, render_all
 from easydistill.methods.shared.sight import other_sight, sight_of
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from easydistill.models.multimodal import Vision
     from easydistill.signals.codec import Codec
     from easydistill.signals.score import RowToScore, Scorer
+    from easydistill.signals.shared import SharedStore
     from easydistill.signals.sharing import SharedWork
     from easydistill.signals.store import SignalStore
 
@@ -49,6 +52,11 @@ SHARED = "processes/score"
 """Folder for what the processes that score tell each other."""
 MARK = "for.txt"
 """File with the fingerprint of the config that the shards belong to."""
+
+_FIGURES_BYTES = 8
+"""Of a token's signal beside the tokens that are kept."""
+_ENTRY_BYTES = 3.25
+"""Of a kept token: 16 bits name it, 10 are its log-probability."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +125,7 @@ class ScoreStage:
     name = "score"
     offers: tuple[str, ...] = (SIGNALS,)
     classifies = False
+    answers_cache: str | None = None
 
     def __init__(self, rows: LabelledRows, scoring: Scoring) -> None:
         self._rows = rows
@@ -215,11 +224,48 @@ class ScoreStage:
             return False
         return any(self._forms.shows_date(reference) for reference, _ in scoring.teachers)
 
+    def less_memory(self) -> list[str]:
+        most = self._scoring.signals.max_batch_tokens
+        if self._scoring.signals.backend == "vllm":
+            return []
+        if most is None:
+            return [
+                "signals.max_batch_tokens=2048 (by default 4,096, and 8,192 on a GPU; a row longer than it is alone)"
+            ]
+        return [f"signals.max_batch_tokens={most // 2} (a row longer than it is alone)"] if most > 1 else []
+
     def estimate(self, directory: Path) -> Estimate:
         sizes = [model_parameters(reference) for reference, _ in self._scoring.teachers]
         each = 4 if self._scoring.signals.dtype == "float32" else 2
         known = [size for size in sizes if size is not None]
-        return Estimate(memory_bytes=sum(known) * each if len(known) == len(sizes) else None)
+        rows, tokens = self._rows.sizes_ahead(self._scoring.max_length)
+        disk = round(tokens * self._signal_bytes()) if rows else None
+        return Estimate(
+            rows=rows or None,
+            memory_bytes=answering_bytes(sum(known), each) if len(known) == len(sizes) else None,
+            disk_bytes=disk,
+            disk_parts=None if disk is None else {"signals": disk},
+        )
+
+    def work(self) -> Work | None:
+        sizes = [model_parameters(reference) for reference, _ in self._scoring.teachers]
+        known = sum(size for size in sizes if size is not None)
+        rows, tokens = self._rows.sizes_ahead(self._scoring.max_length)
+        return None if None in sizes or not rows else Work("score", 2 * known * tokens, kind_of_device())
+
+    def _signal_bytes(self) -> float:
+        """Of a token: kept tokens with their log-probabilities, packed, and a few figures (`signals/codec.py`).
+
+        Drawn kinds keep fewer than they may: their share is that of SmolLM2's answers (`benchmarks/quality`).
+        """
+        kept: Any = self._scoring.signals
+        counts = {"top_k": "k", "top_p": "k_max", "sampled": "draws", "threshold": "n"}
+        if kept.kind == "top_k_sampled":
+            count: float = kept.k + kept.draws
+        else:
+            count = getattr(kept, counts[kept.kind])
+        share = {"threshold": 0.17, "sampled": 0.4, "top_p": 0.4}.get(kept.kind, 1.0)
+        return _FIGURES_BYTES + share * count * _ENTRY_BYTES
 
     @property
     def works_alone(self) -> bool:
@@ -297,7 +343,11 @@ class ScoreStage:
         else:
             work = self._work(rows, context)
         directory = context.directory / SIGNALS
-        plan = ShardPlan.of(work.rows, self._scoring.signals, directory)
+        planned = ShardPlan.of(work.rows, self._scoring.signals, directory)
+        plan = planned.with_shared(self._shared(work))
+        if found := len(planned.missing) - len(plan.missing):
+            context.reporter.say(f"  signals of {plan.finished_rows:,} rows are from the answers cache")
+            work.metrics["shards_from_cache"] = found
         counted = context.reporter.task("Scoring", len(work.rows), done=plan.finished_rows)
         with reused_memory(device()), counted as task:
             plan.score(work.codec, work.make_scorer, task.advance, context.stop, share)
@@ -312,6 +362,27 @@ class ScoreStage:
         if share is not None:
             work.metrics.update(share.figures())
         return self._result(SignalStore(directory), len(samples), work, rejected)
+
+    def _shared(self, work: _Work) -> SharedStore | None:
+        """Where other runs keep signals, if the job names a cache."""
+        from easydistill.models.loading import choose_dtype, device
+        from easydistill.signals.shared import SharedShards, SharedStore
+
+        if self.answers_cache is None:
+            return None
+        scoring = self._scoring
+        # The tokens of the rows say what template and length made of them. Names of files are this machine's.
+        about = {
+            "teachers": [[resolve(reference).identity(), weight] for reference, weight in scoring.teachers],
+            "tokenizer": content_hash(self._forms.student.tokenizer.get_vocab()),
+            "vocabulary": work.vocabulary,
+            "signals": {name: value for name, value in scoring.signals.identity().items() if name != "teachers"},
+            "dtype": str(choose_dtype(scoring.signals.dtype, device())),
+            "temperature": scoring.distillation.temperature,
+            "align": scoring.distillation.align,
+            "by_rank": scoring.by_rank,
+        }
+        return SharedStore(SharedShards(Path(self.answers_cache).expanduser()), about, work.codec)
 
     def _share(self, context: StageContext) -> SharedWork | None:
         """This process's part of the work, if there are several."""

@@ -46,19 +46,19 @@ class OnPolicyConfig(Section):
     recorded_for_none: ClassVar[Mapping[str, Any]] = {"beta": FORMER_BETA}
 
     objective: Objective = "generalized_jsd"
-    """`generalized_jsd` compares whole distributions and needs the teacher on this machine. `sampled_reverse_kl` needs
-    only the log-probabilities of the student's own tokens, from a teacher here or behind a vLLM server.
-    `top_k_reverse_kl` needs those of the teacher's `top_k` most probable tokens beside them, from either, and varies
-    less: it sums over what the other draws one token of."""
+    """`generalized_jsd` compares the probabilities of all tokens and needs the teacher on this machine.
+    `sampled_reverse_kl` needs only those of the tokens that the student wrote, from a teacher here or behind a vLLM
+    server. `top_k_reverse_kl` needs those of the teacher's `top_k` most probable tokens too, from either, and is less
+    noisy: where the other learns from one token, it learns from all of these."""
     rollout_share: Share = 0.5
-    """λ: share of the sequences that the student generates; the rest are the teacher's answers. On those,
-    `generalized_jsd` uses the same divergence, the others cross-entropy."""
+    """λ: share of the answers that the student writes itself (rollouts); the others are the teacher's. From those,
+    `generalized_jsd` learns by the same divergence, the other objectives by fine-tuning (cross-entropy)."""
     beta: Share | None = None
-    """generalized_jsd: 0 is forward KL, 1 is reverse KL, values in between are β KL(p_T‖m) + (1−β) KL(p_S‖m) with
-    m = β p_T + (1−β) p_S. The ends are not its limits: near 0 it is β times forward KL, near 1 it is (1−β) times
-    reverse KL, so a step at 0.01 is a hundredth of one at 0. Scale the learning rate, or compare values far from the
-    ends. By default the student's first answers decide: 0 where it is too weak to write (entropy, repetition, the share
-    that ended) and without rollouts, else 0.5."""
+    """generalized_jsd: 0 is forward KL, 1 is reverse KL, values in between are β KL(p_T‖m) + (1−β) KL(p_S‖m) with m = β
+    p_T + (1−β) p_S. Between the ends the loss is smaller: at 0.01 it is about a hundredth of that at 0, and so is each
+    step. Compare values far from the ends, or change the learning rate with them. By default the student's first
+    answers decide: 0 if it is too weak to write (random words, repetition, answers without an end) and without
+    rollouts, else 0.5."""
     beta_answers: Share | None = None
     """generalized_jsd: β on the teacher's answers; by default as on the student's own."""
     kl_mix: Share | None = None
@@ -68,13 +68,14 @@ class OnPolicyConfig(Section):
     """generalized_jsd: temperature of both distributions in the loss; of the student's sampling too, unless
     `rollout_temperature` sets that."""
     rollout_temperature: Annotated[PositiveFloat, Field(ge=0.05, le=10)] | None = None
-    """generalized_jsd: temperature of the student's sampling. Below 1, a student that is still weak writes answers that
-    its teacher can make something of. The other objectives are expectations over samples at 1."""
+    """generalized_jsd: temperature at which the student writes. Below 1, a student that is still weak writes answers
+    that its teacher can make something of. The other objectives are right only at 1."""
     max_new_tokens: PositiveInt = 256
     """Longest answer of the student, in tokens."""
     max_new_tokens_start: PositiveInt | None = None
-    """Length curriculum: the limit of the first rollouts, which then grows to `max_new_tokens`. Early steps cost less,
-    and what a weak student writes far from its prompt teaches least. An answer that is cut has no end token."""
+    """Begin with short answers: the limit of the first rollouts, which then grows to `max_new_tokens`. Early steps cost
+    less, and what a weak student writes far from its prompt teaches least. No end is learned behind an answer that is
+    cut by the limit."""
     max_new_tokens_growth: PositiveShare = 0.5
     """Share of the steps with rollouts over which the limit grows, evenly."""
     ratio_clip: PositiveShare = 0.2
@@ -92,11 +93,12 @@ class OnPolicyConfig(Section):
     vllm_gpu_memory_utilization: PositiveShare = 0.3
     """vllm: share of the GPU's memory that its engine takes, beside teacher and training."""
     sft_steps: NonNegativeInt = 0
-    """Cold start: number of supervised fine-tuning steps on the teacher's answers that come first. Recommended for a
-    student that cannot answer yet, for instance after layers were removed: scores of noise teach little."""
+    """Number of steps of fine-tuning on the teacher's answers that come first. For a student that cannot answer yet,
+    for instance after layers were removed: what its teacher thinks of random words teaches little."""
     kd_steps: NonNegativeInt = 0
-    """generalized_jsd: the first so many steps of the training have no rollouts: forward KL on the teacher's answers,
-    over whole distributions. They count among `max_steps` and share the schedule of the learning rate."""
+    """generalized_jsd: for so many steps at the beginning the student does not write; it learns the teacher's
+    probabilities (forward KL) for the teacher's answers. They count among `max_steps` and share the schedule of the
+    learning rate."""
 
     @property
     def rollouts_at(self) -> float:

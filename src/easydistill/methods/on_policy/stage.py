@@ -23,6 +23,7 @@ from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.stage import TrainStage
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
+from easydistill.methods.shared.outlook import Steps
 from easydistill.methods.shared.rendering import LostThoughts, RenderingFigures, student_renderer
 from easydistill.methods.shared.rows import (
     LabelledRows,
@@ -137,6 +138,15 @@ class OnPolicyStage(TrainStage):
     def besides(self) -> Besides:
         return Besides(answers=True)
 
+    @property
+    def steps(self) -> Steps:
+        return Steps(
+            of="answers",
+            outlook=self._rows_ahead(prompts=True),
+            answer=self._on_policy.max_new_tokens,
+            loss="distribution",
+        )
+
     def fingerprint(self) -> dict[str, Any]:
         return {**super().fingerprint(), "on_policy": self._on_policy.identity(), "teacher": self._teacher_identity()}
 
@@ -155,7 +165,10 @@ class OnPolicyStage(TrainStage):
         # A model of several names is loaded once.
         sizes = [model_parameters(reference) for reference in set(self._models.teachers_by_key.values())]
         known = sum(size for size in sizes if size is not None)
-        return Estimate(disk_bytes=own.disk_bytes, memory_bytes=None if None in sizes else own.memory_bytes + 2 * known)
+        if None in sizes:
+            return replace(own, memory_bytes=None, memory_parts=None)
+        parts = {**(own.memory_parts or {}), "teacher": 2 * known}
+        return replace(own, memory_bytes=own.memory_bytes + 2 * known, memory_parts=parts)
 
     def prepare(self, context: StageContext) -> None:
         """Remove what an earlier attempt left unfinished, of the cold start and of what follows it."""

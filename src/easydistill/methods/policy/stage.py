@@ -22,6 +22,7 @@ from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.methods.policy.config import PolicyConfig, PpoConfig
 from easydistill.methods.sft.stage import TrainStage
+from easydistill.methods.shared.outlook import Steps
 from easydistill.methods.shared.rendering import student_renderer
 from easydistill.methods.shared.rows import PromptRows, fitting_prompt, nothing_left
 from easydistill.methods.shared.sharded_memory import Besides
@@ -138,6 +139,18 @@ class PolicyStage(TrainStage):
     def besides(self) -> Besides:
         return Besides(answers=True, reference=self._policy.needs_reference and self._training.lora is None)
 
+    @property
+    def steps(self) -> Steps:
+        policy = self._policy
+        return Steps(
+            of="answers",
+            outlook=self._rows_ahead(prompts=True),
+            answer=policy.max_new_tokens,
+            answers_each=policy.num_generations,
+            rounds=policy.steps_per_rollout,
+            loss="tiles",
+        )
+
     def fingerprint(self) -> dict[str, Any]:
         named = reward_files(self._rewards).items()
         return {
@@ -155,7 +168,7 @@ class PolicyStage(TrainStage):
             return own
         sizes = [model_parameters(name) for name in reward_models(self._rewards).values()]
         if None in sizes:
-            return Estimate(disk_bytes=own.disk_bytes)
+            return replace(own, memory_bytes=None, memory_parts=None)
         more = 4 * sum(size for size in sizes if size is not None)
         if (
             isinstance(self._policy, PpoConfig)
@@ -164,7 +177,8 @@ class PolicyStage(TrainStage):
         ):
             # The critic's gradients and moments.
             more *= 5
-        return Estimate(disk_bytes=own.disk_bytes, memory_bytes=own.memory_bytes + more)
+        parts = {**(own.memory_parts or {}), **({"reward model": more} if more else {})}
+        return replace(own, memory_bytes=own.memory_bytes + more, memory_parts=parts)
 
     def run(self, context: StageContext) -> StageResult:
         samples, heldout, unreadable = self._rows.read(context)

@@ -47,6 +47,7 @@ class RewardStage(PairStage):
     classifies = True
     """The model scores texts and generates none."""
     cuts = False
+    loss = "none"
     _training: RewardTrainingConfig
 
     def __init__(

@@ -27,15 +27,15 @@ class TrainingConfig(TrainerConfig):
     """Compile the student's layers (torch.compile), which takes up to a minute before the first step and makes the
     steps faster; `auto`: on a GPU, for trainings of at least 1,000 micro-batches."""
     packing: bool = False
-    """Put several rows into one sequence of `max_length`; neither attention nor positions cross between rows. This is
-    checked before a teacher is asked with a tiny model of the student's architecture, and before the first step with
-    the student itself: an architecture whose packed rows see each other (LFM2, Mamba, gpt-oss, and all with
-    convolutions, recurrent states or positions that are counted otherwise) is refused."""
+    """Put several short rows into one sequence of `max_length`, without letting one see another. Whether the student
+    can do that is checked with a tiny model of its architecture before a teacher is asked, and with the student itself
+    before the first step. Architectures that cannot (LFM2, Mamba, gpt-oss, and all with convolutions, recurrent states
+    or positions that are counted otherwise) are refused."""
     group_by_length: bool = True
     """Batch rows of similar length, to save padding. Off with `packing`."""
     loss_chunk_bytes: Annotated[PositiveInt, Field(ge=1 << 20)] | None = None
-    """Bytes of logits that the loss holds at once; they are computed slice by slice. Unset: 64 MiB on a CPU, and 512
-    MiB on a GPU, which needs larger slices to be busy."""
+    """The output layer's scores for all tokens of the vocabulary (logits) are computed slice by slice; bytes of a
+    slice. Unset: 64 MiB on a CPU, and 512 MiB on a GPU, which needs larger slices to be busy."""
 
     cache_image_features: Literal["auto"] | bool = "auto"
     """Compute what the vision tower makes of an image once, and keep it in `features/` of the run directory, which may

@@ -12,12 +12,15 @@ from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.data.manifest import RowCounts
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
-from easydistill.engine.stage import Estimate, StageContext, StageResult
+from easydistill.engine.machine.room import Needed
+from easydistill.engine.stage import Estimate, StageContext, StageResult, Work
 from easydistill.errors import ConfigIssue
 from easydistill.methods.distil.teaching import Teaching
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
+from easydistill.methods.shared.estimates import TrainingFacts, memory_notes, training_estimate, work_of_training
 from easydistill.methods.shared.foretelling import Foresight
+from easydistill.methods.shared.outlook import Outlook, Steps
 from easydistill.methods.shared.rendering import student_renderer, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, keep_rejected
 from easydistill.methods.shared.sharded_memory import STEPS_ALONE, Besides
@@ -28,15 +31,14 @@ from easydistill.methods.shared.student import (
     checkpoints_of,
     launch_issues,
     loaded_student,
-    memory_notes,
     optimiser_issues,
     save_student,
     show_student,
     student_of_stage,
-    training_estimate,
     training_fingerprint,
     training_result,
 )
+from easydistill.methods.shared.thrift import less_memory, training_room
 from easydistill.models.checks import student_issues
 from easydistill.models.student import check_student, student_references
 
@@ -99,7 +101,7 @@ class TrainStage:
         return packing_issues(self._models, self._training.max_length)
 
     def foretell(self) -> list[str]:
-        notes = memory_notes(self._models, self._training, self.launch, besides=self.besides)
+        notes = memory_notes(self.facts)
         return [*notes, *deepspeed_notes(self.launch), *self._foresight.lines(), *self._features()]
 
     def _features(self) -> list[str]:
@@ -114,6 +116,25 @@ class TrainStage:
         """What it holds beside its steps."""
         return STEPS_ALONE
 
+    @property
+    def steps(self) -> Steps:
+        """What its micro-batches are made of."""
+        outlook = self._rows_ahead()
+        if outlook is not None and self._rows.from_stage:
+            longest = self._training.max_length
+            outlook = outlook.with_answers(self._rows.answer_tokens or longest, longest)
+        return Steps(outlook=outlook, loss="slices" if self._teaching is None else "distribution")
+
+    def _rows_ahead(self, *, prompts: bool = False) -> Outlook | None:
+        """The rows to train on, as they are known now."""
+        found = self._foresight.outlook(prompts=prompts)
+        return None if found is None else found.without(self._rows.heldout_rows(found.rows))
+
+    @property
+    def facts(self) -> TrainingFacts:
+        """What decides the resources that it takes."""
+        return TrainingFacts(self._models, self._training, self.launch, self.besides, self.steps)
+
     def fingerprint(self) -> dict[str, Any]:
         return {
             **training_fingerprint(self._rows, self._models, self._training, self.launch),
@@ -123,8 +144,17 @@ class TrainStage:
     def shows_date(self) -> bool:
         return template_shows_date(self._rows.dataset, student_references(self._models))
 
+    def less_memory(self) -> list[str]:
+        return less_memory(self)
+
+    def room(self) -> Needed:
+        return training_room(self._models, self)
+
     def estimate(self, directory: Path) -> Estimate:
-        return training_estimate(self._models, self._training, launch=self.launch, besides=self.besides)
+        return training_estimate(self.facts)
+
+    def work(self) -> Work | None:
+        return work_of_training(self.facts)
 
     def prepare(self, context: StageContext) -> None:
         """Remove what an earlier attempt left unfinished."""

@@ -13,6 +13,7 @@ from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import FORETOLD
 from easydistill.errors import ConfigIssue, DataError, EasyDistillError, MissingExtra, ModelError
 from easydistill.methods.shared.chat_settings import inherited_lines
+from easydistill.methods.shared.outlook import Outlook, RowLength
 from easydistill.methods.shared.rendering import LostThoughts, RenderingFigures, TemplateSettings
 from easydistill.methods.shared.sight import ImageSizes, sight_of
 from easydistill.models.limits import Limits
@@ -46,6 +47,8 @@ class FirstRows:
     """Why it would not see them."""
     rows: int | None = None
     """How many rows the chats are from, if not one each."""
+    total: int | None = None
+    """How many chats there are in all, if these are not all."""
 
 
 @dataclass
@@ -117,6 +120,30 @@ class Foresight:
             # Nothing depends on these lines; `issues` and the stages themselves report what is wrong.
             LOGGER.info("the rows were not looked at beforehand: %s", error)
             return []
+
+    def outlook(self, *, prompts: bool = False) -> Outlook | None:
+        """How long the rows are; None as for `lines`, or if there is no row.
+
+        Args:
+            prompts: without the answers, and how the answer is begun.
+        """
+        try:
+            if "_renderer" not in vars(self) and not self._is_at_hand():
+                return None
+            rows = [row for row in self._rows if not isinstance(row, DataError)]
+        except (EasyDistillError, OSError):
+            return None
+        if not rows:
+            return None
+        longest = self.max_length or max(len(row.ids) for row in rows)
+        lengths = (_length(row, longest, prompts) for row in rows)
+        return Outlook(self._count, tuple(lengths))
+
+    @property
+    def _count(self) -> int:
+        """How many rows there are; those beyond the first ones are counted, not read."""
+        first = self._first
+        return len(first.chats) if first.total is None else first.total
 
     def images(self) -> tuple[Vision, list[str]] | None:
         """What the student sees, and the images of the first rows, each once; None without any, or as for `lines`."""
@@ -287,6 +314,13 @@ class Foresight:
         opened = prompt.rfind("<", 0, common)
         start = opened if ">" not in prompt[opened:common] and opened >= 0 else common
         return prompt[start:]
+
+
+def _length(row: Rendered, longest: int, prompt: bool) -> RowLength:
+    learned = row.mask_T[:longest].nonzero()[0]
+    if prompt and len(learned):
+        return RowLength(int(learned[0]), 0)
+    return RowLength(min(longest, len(row.ids_T)), len(learned))
 
 
 def _answered(chat: Chat) -> Chat:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from easydistill.asking.label import IMAGE_ROWS
 from easydistill.asking.outputs import LABELED_PARQUET
@@ -24,10 +24,13 @@ from easydistill.data.row_files.identity import hash_rows
 from easydistill.data.spool import Rows
 from easydistill.data.writing import write_pairs_json
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
-from easydistill.engine.stage import Estimate, StageContext
+from easydistill.engine.machine.room import Needed
+from easydistill.engine.stage import Estimate, StageContext, Work
 from easydistill.errors import ConfigIssue, DataError
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
+from easydistill.methods.shared.estimates import TrainingFacts, memory_notes, training_estimate, work_of_training
 from easydistill.methods.shared.foretelling import FirstRows, Foresight
+from easydistill.methods.shared.outlook import Steps
 from easydistill.methods.shared.rendering import LostThoughts, has_thoughts, template_shows_date
 from easydistill.methods.shared.row_reading import ImagesOfRun, Unseen, images_for, one_writer
 from easydistill.methods.shared.rows import LabelledRows, heldout_rows
@@ -35,11 +38,10 @@ from easydistill.methods.shared.sight import blindness, parts_issues
 from easydistill.methods.shared.student import (
     all_checkpoints_of,
     launch_issues,
-    memory_notes,
     optimiser_issues,
-    training_estimate,
     training_fingerprint,
 )
+from easydistill.methods.shared.thrift import less_memory, training_room
 from easydistill.models.checks import student_issues
 from easydistill.models.student import check_student, student_references
 
@@ -188,6 +190,8 @@ class PairStage:
     offers: tuple[str, ...] = ("student",)
     classifies = False
     launch: LaunchConfig | None = None
+    loss: ClassVar[Literal["tiles", "none"]] = "tiles"
+    """How the loss holds logits, if it has any."""
     cuts: ClassVar[bool] = True
     """Whether rows that are too long are cut off; otherwise they are rejected."""
 
@@ -211,7 +215,7 @@ class PairStage:
         return self._foresight.issues()
 
     def foretell(self) -> list[str]:
-        notes = memory_notes(self._models, self._training, self.launch, sequences_per_row=2)
+        notes = memory_notes(self.facts)
         return [*notes, *deepspeed_notes(self.launch), *self._foresight.lines()]
 
     def _refuse_lost_thoughts(self, renderer: ChatRenderer, pairs: Iterable[Preference]) -> None:
@@ -253,8 +257,27 @@ class PairStage:
     def shows_date(self) -> bool:
         return template_shows_date(self._rows.dataset, student_references(self._models))
 
+    def less_memory(self) -> list[str]:
+        return less_memory(self)
+
+    def room(self) -> Needed:
+        return training_room(self._models, self)
+
     def estimate(self, directory: Path) -> Estimate:
-        return training_estimate(self._models, self._training, 2, self.launch)
+        return training_estimate(self.facts)
+
+    def work(self) -> Work | None:
+        return work_of_training(self.facts)
+
+    @property
+    def facts(self) -> TrainingFacts:
+        """What decides the resources that it takes."""
+        found = self._foresight.outlook()
+        if found is not None:
+            pairs = found.rows // 2
+            found = found.without(2 * heldout_rows(self._rows.evaluation, pairs))
+        steps = Steps(of="pairs", outlook=found, loss=self.loss)
+        return TrainingFacts(self._models, self._training, self.launch, steps=steps)
 
 
 def _thoughtful(renderer: ChatRenderer, pairs: Iterable[Preference]) -> Iterator[tuple[Chat, list[Missing]]]:

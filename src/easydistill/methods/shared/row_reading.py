@@ -15,6 +15,7 @@ from easydistill.data.manifest import NAME as MANIFEST
 from easydistill.data.messages import Chat
 from easydistill.data.reading import read_rows, read_samples
 from easydistill.data.records import Rejection, Sample
+from easydistill.data.row_files import rows_of
 from easydistill.data.row_files.broken import MalformedRow
 from easydistill.data.spool import Rows
 from easydistill.engine.stage import StageContext
@@ -117,7 +118,16 @@ def first_rows(
         raise
     # Answers that need not be there are not learned.
     chats = [Chat.of(row) if labelled else row.prompt_chat for row in found.samples]
-    return FirstRows(chats, found.lines(), images.rows if isinstance(images, Unseen) else 0, unseen or "")
+    unread = images.rows if isinstance(images, Unseen) else 0
+    return FirstRows(chats, found.lines(), unread, unseen or "", total=_total(dataset, path, len(chats), limit))
+
+
+def _total(dataset: RowsConfig, path: str, read: int, limit: int) -> int | None:
+    """How many rows a file has, if more than were read; rows are counted, and not looked at."""
+    if read < limit or limit == dataset.max_samples:
+        return None
+    counted = sum(1 for _ in rows_of(path))
+    return min(counted, dataset.max_samples or counted)
 
 
 class Unseen(NoImages):

@@ -24,6 +24,7 @@ from easydistill.methods.shared.foretelling import FirstRows
 from easydistill.methods.shared.row_reading import first_rows, one_writer, read_file, read_made
 from easydistill.methods.shared.sight import ImageSizes, blindness
 from easydistill.models.limits import Limits
+from easydistill.teachers.sizes import chat_bytes
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
@@ -35,6 +36,7 @@ _HINTS = {
     TEMPLATE_REFUSED: "\n    → set dataset.template to a chat template that takes these chats, or change the rows",
     "no_trainable_tokens": "\n    → raise training.max_length, or shorten the prompts",
 }
+_BYTES_A_TOKEN = 4
 MIN_ROWS_FOR_SHARE = 10
 """With fewer rows than this, a `heldout` given as a share holds out nothing."""
 
@@ -50,6 +52,8 @@ class LabelledRows:
     """Whether a teacher is yet to give the answers, whose thoughts, if it has any, will stand apart."""
     shown_to: ModelsConfig | None = field(default=None, kw_only=True)
     """The student that is shown the images of rows, if it sees any; without one such rows are refused."""
+    answer_tokens: int | None = field(default=None, kw_only=True)
+    """Most tokens of an answer that a teacher is yet to give."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -112,6 +116,18 @@ class LabelledRows:
         """The first rows without their answers."""
         path = self.dataset.instruction_path or self.dataset.labeled_path
         return first_rows(self.dataset, path, False, most, store, self.refuses_images)
+
+    def sizes_ahead(self, longest: int) -> tuple[int, int]:
+        """(rows, tokens of all of them), by the bytes of the first ones: about, and without a tokenizer.
+
+        Args:
+            longest: tokens after which rows are cut off.
+        """
+        first = self.preview(FORETOLD, ImageSizes())
+        answer = self.answer_tokens or longest if self.from_stage else 0
+        each = [min(longest, chat_bytes(chat.messages) // _BYTES_A_TOKEN + answer) for chat in first.chats]
+        rows = len(each) if first.total is None else first.total
+        return rows, round(sum(each) * rows / max(1, len(each)))
 
     def heldout_rows(self, total: int) -> int:
         """The number of `total` rows to hold out."""

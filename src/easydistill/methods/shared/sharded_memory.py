@@ -26,7 +26,8 @@ from easydistill.config.deepspeed_checks import deepspeed_issues
 from easydistill.config.fsdp2_checks import fsdp2_issues
 from easydistill.config.launch import LaunchConfig, StrategyName
 from easydistill.config.training import TrainerConfig
-from easydistill.methods.shared.memory import GB, TrainingMemory, fits, training_memory
+from easydistill.methods.shared.memory import GB, ROWS, TrainingMemory, fits, training_memory
+from easydistill.methods.shared.outlook import Steps
 from easydistill.models.size import ModelShape
 
 STRATEGIES: tuple[StrategyName, ...] = ("ddp", "zero1", "zero2", "fsdp2", "zero3")
@@ -66,17 +67,17 @@ def process_memory(
     ranks: int,
     *,
     bf16: bool,
-    sequences: int = 1,
+    steps: Steps = ROWS,
     besides: Besides = STEPS_ALONE,
 ) -> ProcessMemory:
     """The memory of one of `ranks` processes at the peak of a step.
 
     Args:
         bf16: whether it computes in bfloat16.
-        sequences: per row; 2 for pairs.
+        steps: what a micro-batch is.
     """
-    whole = training_memory(shape, training, bf16=bf16, sequences_per_row=sequences)
     strategy = _strategy(launch)
+    whole = training_memory(shape, training, bf16=bf16, steps=steps, alone=strategy == "ddp" and ranks == 1)
     part = _part(whole, shape, training, strategy, ranks)
     in_parts = strategy in ("zero3", "fsdp2")
     gathered = _gathered(shape, training, bf16=bf16)
@@ -84,7 +85,7 @@ def process_memory(
         more = gathered // ranks if in_parts else _each(training) * shape.parameters
         part = replace(part, weights=part.weights + more)
     if besides.answers and in_parts:
-        part = replace(part, answers=max(0, gathered - part.of_a_step))
+        part = replace(part, answers=max(part.answers, gathered - part.of_a_step))
     moved = {"cpu": 0, "nvme": 0}
     on_device = part
     for name, where in offload_devices(launch).items():
@@ -125,7 +126,7 @@ def _part(
 ) -> TrainingMemory:
     each = _each(training)
     trained_each = each if training.lora is None else 4
-    trained = whole.gradients // trained_each
+    trained = whole.trained
     if strategy == "ddp":
         return replace(whole, exchange=whole.gradients if ranks > 1 else 0)
     gathered = _ends(shape) + 2 * _layer(shape)
@@ -177,7 +178,7 @@ def process_lines(
     available: int | None,
     *,
     bf16: bool,
-    sequences: int = 1,
+    steps: Steps = ROWS,
     besides: Besides = STEPS_ALONE,
 ) -> list[str]:
     """What each process holds; if that is more than it can have, the strategy with which it would fit.
@@ -189,7 +190,7 @@ def process_lines(
     """
     if shape is None:
         return []
-    needed = process_memory(shape, training, launch, ranks, bf16=bf16, sequences=sequences, besides=besides)
+    needed = process_memory(shape, training, launch, ranks, bf16=bf16, steps=steps, besides=besides)
     what = f"training holds about {_gb(needed.device.total)} in each of {ranks} processes under {_named(launch)}"
     line = f"{what} ({needed.device.parts()}){_beside(needed)}"
     if available is None:
@@ -200,7 +201,7 @@ def process_lines(
     for changes in _changes(training):
         changed = training.model_copy(update=changes)
         for other in _others(launch, changed):
-            memory = process_memory(shape, changed, other, ranks, bf16=bf16, sequences=sequences, besides=besides)
+            memory = process_memory(shape, changed, other, ranks, bf16=bf16, steps=steps, besides=besides)
             if not fits(memory.device, available):
                 continue
             how = _difference(launch, other, changes)

@@ -19,14 +19,11 @@ from easydistill.data.files import show_directory
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Rejection, count_reasons
 from easydistill.engine.checks import needs_extra
-from easydistill.engine.stage import Estimate, StageContext, StageResult
+from easydistill.engine.stage import StageContext, StageResult
 from easydistill.errors import ConfigIssue
 from easydistill.launch.stages import process_count
 from easydistill.methods.shared.chat_settings import write_chat_settings
-from easydistill.methods.shared.memory import GB, GPU, device_memory, memory_lines
 from easydistill.methods.shared.rendering import TemplateSettings, template_identity
-from easydistill.methods.shared.sharded_memory import STEPS_ALONE, Besides, process_lines, process_memory
-from easydistill.models.size import student_parameters, student_shape
 from easydistill.models.student import Student, student_identity
 
 if TYPE_CHECKING:
@@ -120,90 +117,6 @@ def training_fingerprint(
         **template_identity(rows.dataset),
         **({"deepspeed": deepspeed} if deepspeed else {}),
     }
-
-
-def training_estimate(
-    models: ModelsConfig,
-    training: TrainerConfig,
-    sequences_per_row: int = 1,
-    launch: LaunchConfig | None = None,
-    besides: Besides = STEPS_ALONE,
-) -> Estimate:
-    """Disk and memory for training the student, the latter in each process; unknown if its size is.
-
-    Args:
-        sequences_per_row: 2 for pairs.
-        besides: what the training holds beside its steps.
-    """
-    parameters = student_parameters(models)
-    if parameters is None:
-        return Estimate()
-    shape = student_shape(models)
-    memory = None
-    if shape is not None:
-        how, bf16 = launch or LaunchConfig(), _bf16(training)
-        memory = process_memory(
-            shape, training, how, _ranks(launch), bf16=bf16, sequences=sequences_per_row, besides=besides
-        ).device.total
-    # The student in two bytes per value, and checkpoints with weights and moments.
-    state = 12 if training.optim.startswith("adamw_torch") else 6
-    return Estimate(
-        disk_bytes=parameters * (2 + (0 if training.lora else state) * (training.save_total_limit + 1)),
-        memory_bytes=memory,
-    )
-
-
-def memory_notes(
-    models: ModelsConfig,
-    training: TrainerConfig,
-    launch: LaunchConfig | None = None,
-    sequences_per_row: int = 1,
-    besides: Besides = STEPS_ALONE,
-) -> list[str]:
-    """A line if the training does not fit into this machine's GPU, or without one into its memory; with several
-    processes, a line in any case with what each of them holds.
-
-    Args:
-        sequences_per_row: 2 for pairs.
-        besides: what the training holds beside its steps.
-    """
-    shape, device, bf16 = student_shape(models), device_memory(), _bf16(training)
-    ranks = _ranks(launch)
-    if launch is None or (ranks == 1 and not launch.shares):
-        return memory_lines(shape, training, device, bf16=bf16, sequences_per_row=sequences_per_row)
-    available = None
-    if launch.gpu_memory_gb is not None:
-        available = round(launch.gpu_memory_gb * GB)
-    elif device is not None:
-        has, where = device
-        available = has if where == GPU else has // process_count(launch)
-    return process_lines(
-        shape,
-        training,
-        launch,
-        ranks,
-        available,
-        bf16=bf16,
-        sequences=sequences_per_row,
-        besides=besides,
-    )
-
-
-def _ranks(launch: LaunchConfig | None) -> int:
-    """Processes that train together, as far as this machine tells."""
-    if launch is None:
-        return 1
-    nodes = 1 if launch.nodes == "auto" else launch.nodes
-    return nodes * process_count(launch)
-
-
-def _bf16(training: TrainerConfig) -> bool:
-    """Whether the training would compute in bfloat16 on this machine."""
-    if training.bf16 != "auto":
-        return training.bf16
-    from easydistill.models.loading import computes_well_in_bf16, device
-
-    return importlib.util.find_spec("torch") is not None and computes_well_in_bf16(device())
 
 
 def checkpoints_of(context: StageContext, images: str = "") -> Path:

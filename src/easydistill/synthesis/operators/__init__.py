@@ -27,7 +27,7 @@ def _check(name: str, module: ModuleType) -> list[str]:
     return [f"there is no prompts/{prompt}.en.txt or prompts/{prompt}.txt beside it" for prompt in missing]
 
 
-OPERATORS = Registry("operators", __name__, replace(OPERATOR, check=_check))
+OPERATORS = Registry("operators", __name__, replace(OPERATOR, check=_check), f"{__name__}._function")
 
 
 def rejection_reasons() -> set[str]:

@@ -53,7 +53,7 @@ class Config(Section):
     """Files of problems, in all that `dataset.instruction_path` may be: any rows that can be trained on, or rows with
     `question` or `prompt` as in GSM8K, HumanEval and IFEval."""
     words: PositiveInt = 13
-    """Tokens of a shared run that count as overlap, in scripts with spaces."""
+    """How many words in a row must be the same to count as overlap, in scripts with spaces."""
     characters: PositiveInt = 21
     """The same in scripts without spaces; 13 English words are about 21 Chinese characters."""
     boilerplate: PositiveInt = BOILERPLATE

@@ -62,7 +62,8 @@ class Config(TaskExpansionConfig):
     rounds: PositiveInt = 3
     """Number of rounds, in each of which the student is examined and then trained on the hard rows."""
     delta: NonNegativeFloat = 2.0
-    """δ: minimum gap between the judge's scores (1 to 10) of the teacher's and the student's answer of a hard row."""
+    """δ: a row is hard if the judge gives the teacher's answer at least so many points (of 1 to 10) more than the
+    student's."""
     alpha: PositiveShare = 0.3
     """Share of hard and new rows in the first round's mix."""
     alpha_step: Share = 0.2
