@@ -3,7 +3,8 @@
     seconds of a stage to come = its work × (seconds / work) of stages of the same kind
 
 The file is `rates.jsonl` in the cache directory, or where `EASYDISTILL_RATES` says; with that empty, none is kept. It
-holds kinds of work, amounts, seconds, dates and the machine's processor, and nothing of configs or data. It may be deleted at any time.
+holds kinds of work, amounts, seconds, dates, and the machine's processor or a server's address and model; nothing else
+of configs, and nothing of data. It may be deleted at any time.
 """
 
 from __future__ import annotations
