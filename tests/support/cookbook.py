@@ -84,7 +84,11 @@ def answer(text: str, number: int) -> str:
     return f"It is much like a {a} {b}: look at it from the {d}, and take your time."
 
 
-_OF_LIBRARIES = re.compile(r"Failed to load .*torchao|W\d{4} |\[\d{4}-\d\d-\d\d|(Loading|Writing) |nanobind:| - ")
+_OF_LIBRARIES = re.compile(
+    r"Failed to load .*torchao|\[?W\d{4} |\[\d{4}-\d\d-\d\d|(Loading|Writing) |nanobind:| - "
+    r"|\(MainProcess |.*(Future|User)Warning: |  (if hasattr|wrapper = |warnings\.)"
+)
+"""Lines that are torch's, vLLM's and others', and depend on the machine."""
 
 
 @dataclass
@@ -145,7 +149,7 @@ def _environment(task: str, folder: Path, bin: Path, tiny: Path, url: str) -> di
     script = small / "easydistill"
     script.write_text(
         "#!/bin/sh\n"
-        f'case "$1" in run|plan|preview) exec {bin}/easydistill "$@" {settings};; esac\n'
+        f'case "$1" in run|plan|preview|sweep) exec {bin}/easydistill "$@" {settings};; esac\n'
         f'exec {bin}/easydistill "$@"\n'
     )
     script.chmod(0o755)
@@ -164,7 +168,8 @@ def _environment(task: str, folder: Path, bin: Path, tiny: Path, url: str) -> di
 
 def _as_read(text: str, folder: Path, tiny: Path, url: str) -> str:
     """What is printed, without what is of this machine alone: its paths, and what its libraries say of themselves."""
-    for here, shown in ((str(folder), "."), (str(tiny), "tiny-model"), (url, "http://localhost:8000/v1")):
+    places = {str(folder): ".", str(tiny): "tiny-model", url: "http://localhost:8000/v1", str(Path.home()): "~"}
+    for here, shown in places.items():
         text = text.replace(here, shown)
     lines = (line.rpartition("\r")[2] for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines())
     return "".join(f"{line.rstrip()}\n" for line in lines if line.strip() and not _OF_LIBRARIES.match(line))
