@@ -148,8 +148,9 @@ def test_four_learning_rates_over_an_api_pay_for_each_question_once(
     rows = [line for line in out.splitlines() if line.startswith("learning_rate=") and " done " in line]
     losses = [float(line.split()[2]) for line in rows]
     assert len(losses) == 4 and losses == sorted(losses) and len(set(losses)) > 1
-    page = (first / "run/compare.md").read_text()
-    assert all(f"learning_rate={rate}" in page for rate in RATES) and "training.learning_rate" in page
+    page = (first / "run/compare.md").read_text().replace("\\_", "_")
+    assert all(f"learning_rate={rate}" in page for rate in RATES)
+    assert "| `training.learning_rate` | 0.001 | 0.003 | 0.01 | 0.03 |" in page
 
     assert main(["answers", "export", str(first / "run/answers_cache"), str(tmp_path / "answers.tar.gz")]) == 0
     assert main(["answers", "import", str(tmp_path / "cache"), str(tmp_path / "answers.tar.gz")]) == 0
