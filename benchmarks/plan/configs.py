@@ -64,7 +64,11 @@ def _sft(folder: Path, student: str, **training: Any) -> dict[str, Any]:
 
 
 def sft(folder: Path, student: str) -> dict[str, Any]:
-    return _sft(folder, student)
+    real = student == "smollm"
+    sizes = {"per_device_train_batch_size": 4, "max_length": 512} if real else {"per_device_train_batch_size": 12}
+    config = _sft(folder, student, **sizes)
+    rows(folder / "rows.jsonl", 700 if real else 300, 24)
+    return config
 
 
 def lora(folder: Path, student: str) -> dict[str, Any]:

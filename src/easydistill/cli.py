@@ -1,7 +1,7 @@
 """The command line. `easydistill -config=kd.json` is the paper's own command; the rest are subcommands.
 
 Exit codes: 0 done, 1 failed at run time (`doctor`: this machine computes wrongly), 2 bad config, 3 more rejected rows
-than allowed, 130 interrupted.
+than allowed, 4 the machine has failed the run, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -48,9 +48,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return Interrupted.exit_code
     except Exception as error:
+        if (found := _of_machine(error)) is not None:
+            _tell(_error_text(found))
+            return found.exit_code
         # A bug, or a library's error.
         print(_unexpected(error, arguments), file=sys.stderr)
         return EXIT_FAILED
+
+
+def _of_machine(error: Exception) -> EasyDistillError | None:
+    """The error of a full disk and the like, where another command than a run meets it."""
+    from easydistill.engine.machine import machine_error
+
+    return machine_error(error, Path.cwd())
 
 
 def _tell(error: str) -> None:

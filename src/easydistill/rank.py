@@ -16,8 +16,10 @@ import traceback
 from pathlib import Path
 from typing import IO, Any
 
+from easydistill.engine.budget import Budget
 from easydistill.engine.determinism import deterministic
 from easydistill.engine.interrupt import StopSignal
+from easydistill.engine.machine.memory import be_ended_first
 from easydistill.engine.machine.stages import explained_machine
 from easydistill.engine.progress import Reporter
 from easydistill.engine.run_directory import RunDirectory
@@ -34,6 +36,7 @@ PARENT_GONE = 3
 def main() -> int:
     """Entry point; returns the exit code."""
     stop = StopSignal()
+    be_ended_first()
     # The parent hears Ctrl-C and asks all ranks alike to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Launchers, Slurm and systemd send this one to every process. It has been held back since this one started.
@@ -76,6 +79,7 @@ def _run(task: Task, rank: int, stop: StopSignal) -> Outcome:
         said=set(task.said),
         started=task.started,
         rank=rank,
+        budget=Budget.of_snapshot(task.budget) if task.budget is not None else None,
     )
     with contextlib.ExitStack() as held:
         if rank == 0:

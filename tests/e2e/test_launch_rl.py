@@ -236,3 +236,36 @@ def test_what_processes_cannot_share_is_refused(
     code, out = run_here(write_config(tmp_path, policy_job(tmp_path, tiny_model, 2, 4, **changes)))
     assert code == 2
     assert told in out
+
+
+OWN_REWARD = """
+from helper_of_two import LENGTH
+
+def brief(completions, *, weight_of_a_word: float = 0.1, **columns):
+    return [max(0.0, 1.0 - weight_of_a_word * len(chat[0]["content"].split()) / LENGTH) for chat in completions]
+"""
+
+
+@pytest.mark.slow
+def test_a_reward_of_a_plain_file_in_two_processes(tiny_model: Path, tmp_path: Path) -> None:
+    """Each process imports the file; the caller is told of the steps that they make; a changed function runs again."""
+    import easydistill
+    from easydistill.engine.events import StageStarted, TrainingStep
+
+    (tmp_path / "mine.py").write_text(OWN_REWARD)
+    (tmp_path / "helper_of_two.py").write_text("LENGTH = 2\n")
+    rewards = {"rewards": {"mine.py:brief": {"weight_of_a_word": 0.2}}}
+    path = write_config(tmp_path, policy_job(tmp_path, tiny_model, 2, 4, policy={"num_generations": 4}, **rewards))
+    events: list[Any] = []
+    result = easydistill.run(path, quiet=True, on_progress=events.append)
+    steps = [event for event in events if isinstance(event, TrainingStep)]
+    assert {event.step for event in steps if event.stage == "policy"} == {1, 2, 3, 4}
+    assert any("reward/mine.py:brief" in event.values for event in steps)
+    assert list(result.steps())[-1]["step"] == steps[-1].step
+    assert "reward/mine.py:brief" in result.metrics["after"]
+
+    (tmp_path / "helper_of_two.py").write_text("LENGTH = 3\n")
+    events.clear()
+    assert easydistill.run(path, ["training.max_steps=1"], quiet=True, on_progress=events.append).fresh
+    started = next(event for event in events if isinstance(event, StageStarted) and event.stage == "train")
+    assert "rewards.mine.py:brief.file" in started.why

@@ -55,3 +55,23 @@ def address_space() -> int:
     """Bytes of addresses that this process has now."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     return pages * resource.getpagesize()
+
+
+@contextlib.contextmanager
+def memory_group(name: str, most: int) -> Iterator[Path]:
+    """A control group whose processes may have so many bytes together; the test is skipped where none can be made."""
+    root = Path("/sys/fs/cgroup")
+    old = root / "memory"
+    group = (old if old.is_dir() else root) / name
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    try:
+        try:
+            (group / ("memory.limit_in_bytes" if old.is_dir() else "memory.max")).write_text(str(most))
+        except OSError as error:
+            pytest.skip(f"memory cannot be limited here: {error}")
+        yield group
+    finally:
+        group.rmdir()

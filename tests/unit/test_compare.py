@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -236,3 +237,6 @@ def test_a_draft_model_in_the_report(runs: tuple[Path, Path]) -> None:
     text = (build_report(runs[0]).parent / "report.md").read_text()
     assert "| Drafts | Sampled, temperature 1: 50.0% accepted | Greedy: 80.0% accepted |" in text
     assert "| 8 drafted | 2.00 | 4.33 |" in text
+    (command,) = (line for line in text.splitlines() if line.startswith("vllm serve "))
+    told = json.loads(shlex.split(command)[-1])
+    assert told["method"] == "draft_model" and told["model"].endswith("student")

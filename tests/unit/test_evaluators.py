@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from easydistill.config.evaluation import EvaluationConfig
+from easydistill.contracts.loss import Outcomes
 from easydistill.contracts.metric import TokenRows
 from easydistill.evaluation.config import chosen_metrics
 from easydistill.evaluation.metrics import METRICS
 from easydistill.evaluation.metrics.acceptance import tokens_per_pass
 from easydistill.evaluation.metrics.rouge_l import Metric as RougeL
 from easydistill.evaluation.metrics.rouge_l import words
+from easydistill.losses import LOSSES
 
 TEACHER = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]])
 STUDENT = torch.tensor([[0.25, 0.5, 0.25], [0.2, 0.7, 0.1]])
@@ -91,6 +93,41 @@ def test_acceptance_is_that_of_speculative_sampling() -> None:
     metric = METRICS.module("acceptance").Metric()
     metric.update(rows().part(slice(0, 1)))
     assert metric.value() == pytest.approx(accepted.float().mean().item(), abs=0.005)
+
+
+def test_acceptance_and_its_loss_are_sums_of_the_smaller_probabilities() -> None:
+    """By a loop over positions and tokens, for distributions of every sharpness."""
+    generator = torch.Generator().manual_seed(1)
+    teacher_NV, student_NV = ((scale * torch.randn(40, 23, generator=generator)).softmax(-1) for scale in (3.0, 1.5))
+    by_hand = [
+        sum(min(float(p), float(q)) for p, q in zip(*pair, strict=True))
+        for pair in zip(teacher_NV, student_NV, strict=True)
+    ]
+    part = replace(
+        rows(),
+        target_N=torch.zeros(40, dtype=torch.long),
+        teacher_logprobs_NV=teacher_NV.log(),
+        student_logprobs_NV=student_NV.log(),
+        shared_student_logprobs_NV=student_NV.log(),
+    )
+    metric = METRICS.module("acceptance").Metric()
+    for start in range(0, 40, 7):
+        metric.update(part.part(slice(start, start + 7)))
+    assert metric.value() == pytest.approx(sum(by_hand) / 40, rel=1e-5)
+    loss = LOSSES.module("lk")
+    found = loss.divergence(
+        loss.Config(distillation_type="lk"), teacher_NV.log(), student_NV.log(), Outcomes(has_bucket=False)
+    )
+    assert found.exp().reciprocal().tolist() == pytest.approx(by_hand, rel=1e-5)
+    total_variation = LOSSES.module("tvd")
+    distance = total_variation.divergence(
+        total_variation.Config(distillation_type="tvd"), teacher_NV.log(), student_NV.log(), Outcomes()
+    )
+    assert (1 - distance).tolist() == pytest.approx(by_hand, rel=1e-5)
+    # What is accepted greedily: where both rank the same token first.
+    top = METRICS.module("agreement").Metric()
+    top.update(part)
+    assert top.value() == pytest.approx((teacher_NV.argmax(-1) == student_NV.argmax(-1)).float().mean().item())
 
 
 def test_what_a_student_drafts_outside_the_teachers_vocabulary_is_rejected() -> None:

@@ -172,6 +172,7 @@ _VALUES = {name: entries[0][0] for name, entries in _frozen["sections"].items()}
     "RayInferenceConfig": {"backend": "ray"},
     "RewardsSection": {"verify": {}},
     "operator.code_selection": {"allow_execution": True},
+    "loss.lk": {"distillation_type": "lk"},
     "FunctionTools": {"kind": "functions", "file": "tools.py"},
     "RecordedTools": {"kind": "recorded", "path": "results.jsonl"},
     "ContaminationConfig": {"data": ["train.jsonl"]},

@@ -33,6 +33,7 @@ from easydistill.errors import (
     OutOfMemory,
     RunDirectoryBusy,
     StorageError,
+    StoreError,
     TeacherError,
 )
 from easydistill.launch.failures import Failures, RankOutOfMemory
@@ -121,6 +122,7 @@ def test_threads_that_cannot_be_started(tmp_path: Path) -> None:
         ConnectionRefusedError(errno.ECONNREFUSED, "refused"),
         of_system(errno.ETIMEDOUT),
         TeacherError("server 1 says: CUDA out of memory"),
+        caused(StoreError("s3://bucket/run: has failed for 600 s"), of_system(errno.EIO, "bucket/run/a")),
         DataError("line 3: No space left on device is no answer"),
     ],
 )

@@ -31,13 +31,14 @@ from easydistill.data.writing import write_paper_json, write_parquet
 from easydistill.report.build import build_report
 from easydistill.report.charts import meter
 from easydistill.report.collect import Facts, collect
+from easydistill.report.costs import bill_notes
 from easydistill.report.document import Row, Table
 from easydistill.report.fact_tables import ROWS_SHOWN, fact_tables, simple_facts
 from easydistill.report.figures import share
 from easydistill.report.markdown import CUT_AT, beginning
 from easydistill.report.samples import KEPT_SHOWN, REJECTED_SHOWN, draw, kept_rows, received, rejected_rows
 from easydistill.report.synthesis import Synthesis, read_synthesis
-from easydistill.report.synthesis_words import end_lines, funnel_steps, spending_notes, spending_table
+from easydistill.report.synthesis_words import end_lines, funnel_steps, models_of, spending_table
 
 
 def section_of(folder: Path, number: int = 1) -> str:
@@ -398,7 +399,7 @@ def test_unknown_cost_is_not_nothing_and_says_why(tmp_path: Path) -> None:
         (row,) = spending(facts)
         requests, tokens_in, _, cost = row.texts
         assert (requests, tokens_in, cost) == ("5", prompt, "n/a")
-        assert why in " ".join(spending_notes(facts.synthesis[0], facts))
+        assert why in " ".join(bill_notes(models_of(facts.synthesis[0], facts.config)))
 
 
 def test_models_on_this_machine_cost_nothing_that_is_known(tmp_path: Path) -> None:

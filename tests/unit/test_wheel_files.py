@@ -5,7 +5,6 @@ from __future__ import annotations
 import email
 import re
 import subprocess
-import sys
 import tarfile
 import tomllib
 import zipfile
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.wheels import build
 
 import easydistill
 
@@ -21,16 +21,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DATA = {".json", ".jsonc", ".txt", ".md", ".jinja", ".css", ".js", ".typed"}
 FOR_BUILDERS = {"dev", "docs"}
-
-
-def build(kind: str, source: Path, target: Path) -> Path:
-    target.mkdir(exist_ok=True)
-    code = f"import sys; from hatchling.build import build_{kind}; print(build_{kind}(sys.argv[1]))"
-    made = subprocess.run(
-        [sys.executable, "-c", code, str(target)], cwd=source, capture_output=True, text=True, check=False
-    )
-    assert made.returncode == 0, made.stderr
-    return target / made.stdout.split()[-1]
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,8 @@ from easydistill.teachers.remembering import generate, keep_earlier, was_remembe
 JOURNAL = "journal.jsonl"
 AUTHOR = "by"
 """Key of a journal record: the teacher that answered, where teachers are metered."""
+UNPAID = "unpaid "
+"""Before the author of answers that cost nothing."""
 Problem = tuple[str, str]
 """Why there is no usable answer: (reason, detail)."""
 ASKED_AGAIN = "to be asked again"
@@ -98,8 +100,10 @@ def answer_all(
         return key in journal and (key in attempted or not journal.note(key))
 
     author = count_earlier(teacher, journal)
-    finished = sum(done(request.key) for request in requests)
-    with context.reporter.task(title, len(requests), done=finished) as task:
+    # A local teacher answers whole batches, and so some questions again when rows are added: each counts once.
+    finished = {request.key for request in requests if done(request.key)}
+    open_before = len(requests) - len(finished)
+    with context.reporter.task(title, len(requests), done=len(finished)) as task:
         failures = 0
         if isinstance(teacher, Metered):
             task.figures = teacher.ledger.as_metrics
@@ -112,7 +116,9 @@ def answer_all(
             written = (item for item in outcomes if isinstance(item, Completion) and not was_remembered(item))
             tokens = sum(item.completion_tokens for item in written)
             failures += sum(isinstance(item, Failure) for item in outcomes)
-            task.advance(len(outcomes), tokens, f"{failures} failed" if failures else None)
+            fresh = {item.key for item in outcomes} - finished
+            finished.update(fresh)
+            task.advance(len(fresh), tokens, f"{failures} failed" if failures else None)
 
         def again(key: str) -> bool:
             return key in journal and journal.get(key).get("detail") == ASKED_AGAIN
@@ -120,7 +126,7 @@ def answer_all(
         scope = context.fingerprint
         answered = (request.key for request in requests if done(request.key))
         keep_earlier(teacher, answered, journal.get, scope=scope)
-        if finished < len(requests):
+        if open_before:
             how: dict[str, Any] = {"again": again, "redact": context.redactor.value, "say": context.reporter.say}
             found = generate(teacher, requests, done, record, context.stop, scope=scope, **how)
             if found:
@@ -136,7 +142,7 @@ def count_earlier(teacher: Teacher, journal: Journal) -> dict[str, str]:
     author = author_of(teacher)
     if not isinstance(teacher, Metered):
         # Signed too: a metered teacher that shares the journal would count what is not signed as its own.
-        return {AUTHOR: author}
+        return {AUTHOR: f"{UNPAID}{author}"}
 
     def count(record: dict[str, Any]) -> None:
         # Several teachers may share a journal. Records without a signature are from before that was possible.
@@ -155,6 +161,7 @@ def count_earlier(teacher: Teacher, journal: Journal) -> dict[str, str]:
     for number in range(journal.superseded):
         if teacher.ledger.is_new(f"superseded {number}"):
             count(journal.get_superseded(number))
+    teacher.ledger.opened(journal.path, author)
     return {AUTHOR: author}
 
 
@@ -165,7 +172,9 @@ def author_of(teacher: Teacher) -> str:
 
 def spending(teacher: Teacher) -> dict[str, Any]:
     """What the teacher's answers cost, as metrics; empty for a teacher that is not metered."""
-    return {"spent": teacher.ledger.as_metrics()} if isinstance(teacher, Metered) else {}
+    if not isinstance(teacher, Metered):
+        return {}
+    return {"spent": teacher.ledger.as_metrics() | teacher.ledger.priced()}
 
 
 def worth_another_try(record: dict[str, Any]) -> bool:

@@ -77,7 +77,7 @@ def forecast_calls(
         keys_known: whether the keys are those that a run would use; if not, finished requests can only be counted.
         most: upper bound on the number of requests, if there may be more like these; scales the high estimates.
     """
-    prices = inference.prices if isinstance(inference, ApiInferenceConfig) else None
+    prices = inference.token_prices if isinstance(inference, ApiInferenceConfig) else None
     cache = in_use() if keys_known else None
     with contextlib.ExitStack() as stack:
         journal = None

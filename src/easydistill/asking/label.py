@@ -29,8 +29,9 @@ from easydistill.asking.outputs import (
     write_rejected,
 )
 from easydistill.asking.row_teachers import RowTeachers
+from easydistill.asking.work import asking_work
 from easydistill.config.dataset import RowsConfig
-from easydistill.config.inference import ApiInferenceConfig, InferenceConfig, SamplingConfig
+from easydistill.config.inference import SamplingConfig
 from easydistill.contracts.teacher import (
     Completion,
     Failure,
@@ -48,7 +49,7 @@ from easydistill.data.records import CUT, Rejection, Sample, count_reasons, is_c
 from easydistill.data.row_files.identity import hash_rows
 from easydistill.data.writing import only_writable, write_paper_json, write_parquet
 from easydistill.engine.checks import missing_folder, unreadable_rows
-from easydistill.engine.devices import kind_of_device
+from easydistill.engine.devices import answering_bytes
 from easydistill.engine.machine.settings import smaller_batches
 from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult, Work, lines_of
 from easydistill.errors import ConfigIssue, DataError
@@ -156,7 +157,7 @@ class LabelStage:
         return Estimate(
             rows=len(samples),
             tokens_at_most=len(samples) * self._inference.max_new_tokens,
-            memory_bytes=None if None in memory else max(size for size in memory if size is not None),
+            memory_bytes=None if None in memory else answering_bytes(max(size for size in memory if size is not None)),
             # An API's model name may be unknown until the server is contacted, and with it the keys.
             **forecast_calls(
                 requests,
@@ -167,20 +168,12 @@ class LabelStage:
         )
 
     def work(self) -> Work | None:
-        """What teachers on this machine compute, answers as long as they may be; calls to a server otherwise."""
         samples = self._read().samples
-        sizes = [plan.memory_bytes() for plan in self._plans.values()]
-        if isinstance(self._inference, ApiInferenceConfig):
-            named = [f"{identity.get('base_url')} {identity.get('model')}" for identity in self._identities()]
-            return Work("ask", len(samples), named[0])
-        if None in sizes or not isinstance(self._inference, InferenceConfig):
+        if len(self._plans) > 1:
+            # Each has rows of its own, and their rates are not one.
             return None
-        each = max(size for size in sizes if size is not None)
-        tokens = sum(chat_bytes(sample.prompt) // 4 + self._inference.max_new_tokens for sample in samples)
-        return Work(f"answer with {self._inference.backend}", each * tokens, kind_of_device())
-
-    def _identities(self) -> list[dict[str, Any]]:
-        return [plan.identity() for plan in self._plans.values()]
+        (plan,) = self._plans.values()
+        return asking_work(self._inference, plan, len(samples), sum(chat_bytes(sample.prompt) for sample in samples))
 
     def preview(self, limit: int) -> list[Previewed]:
         samples = self._read().samples

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,6 +16,7 @@ from easydistill.cloud.settings import Mount, TargetConfig
 from easydistill.cloud.spec import CONFIG_FOLDER, JobSpec
 from easydistill.config.job import JobConfig
 from easydistill.config.reading import LoadedConfig
+from easydistill.config.reading.files import placed_elsewhere
 from easydistill.config.reading.given import in_folder
 from easydistill.config.reading.syntax import read_file
 from easydistill.engine.secrets import credentials_named
@@ -106,7 +107,11 @@ def _refuse_recipe(config: str) -> None:
 
 
 def _sent(source: dict[str, Any], folder: Path, settings: TargetConfig) -> dict[str, Any]:
-    """A config as it is sent. A pipeline's `data` is relative to its file's folder, and the file is elsewhere there."""
+    """A config as it is sent. A pipeline's `data`, and plain files of extensions, are relative to the folder of its
+    file, which is elsewhere there."""
+    source = placed_elsewhere(
+        source, lambda file: replace(file, path=_inside(settings, file.beside(folder).path.removeprefix("./")))
+    )
     data = source.get("data")
     if source.get("job_type") != "pipeline" or not isinstance(data, dict):
         return source

@@ -27,6 +27,7 @@ from easydistill.config.base import (
 from easydistill.config.dataset import TemplateVariables
 from easydistill.config.device_map import DeviceMap
 from easydistill.config.images import ImageConfig, LocalImageConfig
+from easydistill.config.known_prices import KnownPrice, known_price
 from easydistill.config.values import show
 
 Truncation = Literal["keep", "reject"]
@@ -162,7 +163,8 @@ class ApiInferenceConfig(InferenceConfig):
     """Variables for the server's chat template, such as `{"enable_thinking": false}`, sent as `chat_template_kwargs`,
     which vLLM and SGLang know. A row's own variables take precedence."""
     prices: PricesConfig | None = None
-    """Prices of tokens, for the report and `max_cost`; without them the cost is unknown."""
+    """Prices of tokens, for the report and `max_cost`. Without them well-known models at their makers' APIs have
+    built-in prices, each as of a date (docs/teachers.md); of others the cost is unknown."""
     max_cost: PositiveFloat | None = None
     """Budget, in the currency of `prices`: no request starts that might exceed it. Answers already on disk count."""
     max_tokens_total: PositiveInt | None = None
@@ -186,6 +188,19 @@ class ApiInferenceConfig(InferenceConfig):
         return (self.base_url,) if isinstance(self.base_url, str) else tuple(self.base_url)
 
     @property
+    def built_in_price(self) -> KnownPrice | None:
+        """The model's built-in price, where the section gives none. Batches have prices of their own."""
+        return known_price(self.base_urls, self.model) if self.prices is None and self.batch is None else None
+
+    @property
+    def token_prices(self) -> PricesConfig | None:
+        """The section's prices, else the model's built-in ones, else None."""
+        known = self.built_in_price
+        if known is None:
+            return self.prices
+        return PricesConfig(input=known.input, output=known.output, cached_input=known.cached_input)
+
+    @property
     def images_sent(self) -> ImageConfig:
         """How images are sent."""
         return self.image or ImageConfig()
@@ -195,7 +210,7 @@ class ApiInferenceConfig(InferenceConfig):
 
     @model_validator(mode="after")
     def _has_prices(self) -> ApiInferenceConfig:
-        if self.max_cost is not None and self.prices is None:
+        if self.max_cost is not None and self.token_prices is None:
             raise Unfit("max_cost needs to know what tokens cost", 'set "prices": {"input": …, "output": …}')
         return self
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, WithJsonSchema
 
-from easydistill.config.base import NonEmptyStr, Unfit
+from easydistill.config.base import NonEmptyStr, PositiveFloat, PositiveInt, Unfit
 from easydistill.config.job import JobConfig
 from easydistill.config.values import KeyPath, show
 
@@ -47,6 +47,8 @@ GivenModel = Annotated[Any, BeforeValidator(_model), WithJsonSchema({"type": ["s
 class PipelineConfig(JobConfig):
     """Jobs that run one after another in one run directory."""
 
+    runtime_only: ClassVar[frozenset[str]] = JobConfig.runtime_only | {"max_cost", "max_tokens_total"}
+
     jobs: Annotated[dict[JobName, JobSection], Field(min_length=1)]
     """Name → a job's config. Jobs run in the order written. `@name/artifact` in place of a path refers to something an
     earlier job made: `labeled`, `student`, `signals`, or a file of one of its stages."""
@@ -54,6 +56,11 @@ class PipelineConfig(JobConfig):
     """Sections given to every job that knows them, and of their keys those that it knows; a job's own keys take
     precedence."""
 
+    max_cost: PositiveFloat | None = None
+    """Budget of all jobs together for models behind APIs, in the currency of their prices: no request starts that might
+    exceed it. What is already spent in the run directory counts. A job's own `inference.max_cost` limits it as well."""
+    max_tokens_total: PositiveInt | None = None
+    """The same in tokens, prompts and answers together."""
     models: dict[JobName, GivenModel] = {}  # noqa: RUF012
     """Name → a model, which jobs cite as `@models/name`: `{"teacher": …, "student": …}`, for instance. So
     `--set models.student=…` changes it in all of them."""

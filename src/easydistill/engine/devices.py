@@ -8,6 +8,10 @@ from typing import Literal
 
 GPU = "the GPU"
 """Whose memory it is, in words."""
+PROCESS = 830_000_000
+"""Of a process with PyTorch, transformers and TRL, beside its model, when its first step begins (`benchmarks/plan`)."""
+_PASSING = 500_000_000
+"""Of a batch that is answered or scored on a CPU: slices of logits, keys and values, a layer's activations."""
 
 
 def device_memory() -> tuple[int, str] | None:
@@ -31,3 +35,9 @@ def kind_of_device() -> Literal["cpu", "gpu"]:
 
     # Unlike a look at its memory, this does not start CUDA.
     return "gpu" if torch.cuda.is_available() else "cpu"
+
+
+def answering_bytes(weights: int) -> int:
+    """Of a stage in which models answer or score, with weights of so many bytes in all: on a CPU the libraries, and
+    what a batch passes through, come on top."""
+    return weights + (PROCESS + _PASSING if kind_of_device() == "cpu" else 0)

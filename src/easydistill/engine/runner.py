@@ -21,6 +21,7 @@ from easydistill.data.manifest import NAME as MANIFEST
 from easydistill.data.manifest import Manifest
 from easydistill.data.records import content_hash
 from easydistill.engine.again import KEPT, RUNS, Standing, changes, waiting, why_again
+from easydistill.engine.budget import Budget
 from easydistill.engine.checks import in_one
 from easydistill.engine.events import StageFinished, StageStarted
 from easydistill.engine.finished import STUDENT, FinishedStudent
@@ -59,6 +60,7 @@ class Runner:
     Args:
         said: what the user knows already; lines that are said are added.
         run_stage: how a stage is run; by default in this process.
+        budget: what the stages may spend together with those of other jobs.
     """
 
     def __init__(
@@ -69,7 +71,9 @@ class Runner:
         stop: StopSignal,
         said: set[str] | None = None,
         run_stage: Callable[[Stage, StageContext], StageResult] | None = None,
+        budget: Budget | None = None,
     ) -> None:
+        self._budget = budget
         self._run_in = run_stage or (lambda stage, context: stage.run(context))
         self._run = run
         self._reporter = reporter
@@ -264,7 +268,7 @@ class Runner:
         fingerprint_of: dict[str, Any],
     ) -> Manifest:
         directory.mkdir(parents=True, exist_ok=True)
-        begun = any(directory.iterdir())
+        begun = any(not path.name.startswith(".") for path in directory.iterdir())
         (directory / MANIFEST).unlink(missing_ok=True)
         started = datetime.datetime.now(datetime.UTC)
         with _Stopwatch(directory / TIME_SPENT, fingerprint) as watch:
@@ -278,6 +282,7 @@ class Runner:
                 redactor=self._redactor,
                 said=self._said,
                 started=self._run.started,
+                budget=self._budget,
             )
             meter = Meter()
             with _tidied(stage, context):

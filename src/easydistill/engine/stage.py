@@ -13,6 +13,7 @@ from easydistill.data.files import write_jsonl
 from easydistill.data.manifest import Manifest, RowCounts
 from easydistill.data.records import Rejection
 from easydistill.engine.again import KEPT, Standing
+from easydistill.engine.budget import Budget
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.engine.secrets import Redactor
@@ -61,6 +62,8 @@ class StageContext:
     """Notices of the whole run: stages that read the same file say them once."""
     rank: int = 0
     """Of this process, if the stage runs in several: only rank 0 writes files."""
+    budget: Budget | None = None
+    """What the stage's teachers may spend together with those of other jobs; None outside of pipelines."""
 
     @cached_property
     def images(self) -> ImageStore:

@@ -13,6 +13,8 @@ from easydistill.errors import EXIT_OK, EXIT_TOO_MANY_REJECTED
 
 _REPEATING = frozenset({"rollout", "score", "curriculum", "evaluate", "tasks", "speed"})
 """Stages whose rows are counted by other stages, or are not rows of the user's."""
+SPENDING = "spending.json"
+"""In a pipeline's run directory: what its jobs have spent on models behind APIs."""
 JOB = "job"
 """Key in the metrics of a pipeline's stage: the summary of the job that it ran."""
 

@@ -21,7 +21,7 @@ from easydistill.data.files import read_json, show_directory, write_json, write_
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import content_hash, count_reasons
 from easydistill.engine.checks import needs_extra
-from easydistill.engine.devices import kind_of_device
+from easydistill.engine.devices import answering_bytes, kind_of_device
 from easydistill.engine.stage import Estimate, StageContext, StageResult, Work
 from easydistill.errors import ConfigIssue
 from easydistill.evaluation.config import answer_names, chosen_metrics, image_names, metrics_identity
@@ -29,7 +29,6 @@ from easydistill.evaluation.measurement import Heldout, Measurement, TeachersFor
 from easydistill.evaluation.seeing import teachers_sight
 from easydistill.evaluation.swapping import swapped
 from easydistill.methods.distil.forms import Forms, read_by_teacher
-from easydistill.methods.shared.memory import answering_bytes
 from easydistill.methods.shared.rendering import student_renderer, template_identity, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, nothing_left, render_all
 from easydistill.methods.shared.sight import sees_images, vision_of
@@ -125,7 +124,7 @@ class EvaluateStage:
         sizes = [student_parameters(self._models)]
         sizes += [model_parameters(name) for name in set(self._models.teachers_by_key.values())]
         known = [size for size in sizes if size is not None]
-        return Estimate(memory_bytes=answering_bytes(sum(known)) if len(known) == len(sizes) else None)
+        return Estimate(memory_bytes=answering_bytes(2 * sum(known)) if len(known) == len(sizes) else None)
 
     def work(self) -> Work | None:
         """Held-out rows are answered and scored by the student before and after, and scored by the teacher."""

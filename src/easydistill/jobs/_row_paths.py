@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from easydistill.config.base import Section
 from easydistill.config.deepspeed_checks import KEY, deepspeed_issues, rollout_issues
 from easydistill.config.fsdp2_checks import fsdp2_issues
 from easydistill.config.job import JobConfig
@@ -19,9 +20,12 @@ from easydistill.config.pipeline import Citation, PipelineConfig
 from easydistill.data.row_files.hub_place import is_hub
 from easydistill.engine.checks import is_there, misnamed_rows, missing_file, unreadable_rows
 from easydistill.errors import ConfigIssue
+from easydistill.plain_files import Reference, load
 
 _OF_IMAGES = "image_instruction_generation"
 """The job whose `dataset.instruction_path` names images, or rows with images alone."""
+_OF_OPERATORS = frozenset({"", "synthesis"})
+"""Where the sections of a job's or an operator's file are, which the job type names."""
 _OF_FILES = frozenset({"instruction_response_extraction", _OF_IMAGES})
 """Jobs whose `dataset.instruction_path` names texts or images."""
 
@@ -59,14 +63,16 @@ def unchecked_paths(job: JobConfig) -> list[tuple[str, str]]:
 
 def paths_of(job: JobConfig) -> list[tuple[str, str]]:
     """(key, path) of the files and folders that a job, or the jobs of a pipeline, read: rows, templates, a config of
-    DeepSpeed's, models that are folders. Not those that another job makes, nor what is fetched from a hub."""
+    DeepSpeed's, plain files of extensions, models that are folders. Not those that another job makes, nor what is
+    fetched from a hub."""
     if isinstance(job, PipelineConfig):
         return [(f"jobs.{name}.{key}", path) for name, inner in job.jobs.items() for key, path in paths_of(inner)]
     rows = [(key, path) for key, path in _rows(job) if not is_hub(path)]
     files = [] if getattr(job, "job_type", None) not in _OF_FILES else list(_named(job, "dataset.instruction_path"))
     named = list(_named(job, "dataset.template", "inference.template", KEY))
     models = [*_named(job, "models.student", "models.student.from_model"), *_teachers(job)]
-    return [*rows, *files, *named, *((key, path) for key, path in models if _is_path(path))]
+    code = list(_plain_files(job))
+    return [*rows, *files, *named, *code, *((key, path) for key, path in models if _is_path(path))]
 
 
 def _of_every_job(job: JobConfig, look: Callable[[JobConfig], list[ConfigIssue]]) -> list[ConfigIssue]:
@@ -131,6 +137,26 @@ def _named(job: JobConfig, *keys: str) -> Iterator[tuple[str, str]]:
             value = getattr(value, name, None)
         if isinstance(value, str) and Citation.read(value) is None:
             yield key, value
+
+
+def _plain_files(section: Section, key: str = "") -> Iterator[tuple[str, str]]:
+    """(key, path) of the plain files that a job's sections come from, and of the modules beside them."""
+    if section.plain_file is not None:
+        reference = Reference.read(section.plain_file.reference)
+        assert reference is not None
+        first, *beside = load(reference.path).files
+        for path in (first, *beside):
+            yield (
+                "job_type" if key in _OF_OPERATORS else key,
+                str(Path(reference.path).parent / path.relative_to(first.parent)),
+            )
+    for name, value in section:
+        if isinstance(value, Section):
+            yield from _plain_files(value, f"{key}.{name}" if key else name)
+        elif isinstance(value, list):
+            inner = ((number, item) for number, item in enumerate(value) if isinstance(item, Section))
+            for number, item in inner:
+                yield from _plain_files(item, f"{key}.{name}.{number}" if key else f"{name}.{number}")
 
 
 def _teachers(job: JobConfig) -> Iterator[tuple[str, str]]:

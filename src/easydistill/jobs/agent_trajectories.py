@@ -69,9 +69,26 @@ class Job(SynthesisJob):
                 raise Unfit(f"models.{name} is not used without `{name}`", f'add "{name}": {{"inference": {{…}}}}')
             if section is not None and section.inference.needs_model and not (reference or self.models.teacher):
                 raise Unfit(f"`{name}` has no model", f"set models.{name}, or {name}.inference.base_url")
+        played = [role for role, has in self._by_the_teacher.items() if has]
+        if self.inference.system_prompt and played:
+            raise Unfit(
+                f"inference.system_prompt would be sent to the {', the '.join(played)}, too, which the teacher plays; "
+                "and it is no part of rows, so no student would see it",
+                "put it into the rows as a system message, or name other models for these",
+            )
         if synthesis.samples > 1 and getattr(self.inference, "temperature", None) == 0:
             raise Unfit(f"{synthesis.samples} chats at temperature 0 would be the same", "raise inference.temperature")
         return self
+
+    @property
+    def _by_the_teacher(self) -> dict[Role, bool]:
+        """Which other parts the teacher plays."""
+        simulated = isinstance(self.synthesis.tools, SimulatedTools)
+        return {
+            "user": self.synthesis.mock_user and self.user is None,
+            "tools": simulated and self.simulator is None,
+            "judge": self.synthesis.rubric is not None and self.judge is None,
+        }
 
 
 def plan(job: Job) -> list[Stage]:

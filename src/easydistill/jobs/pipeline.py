@@ -33,6 +33,7 @@ from easydistill.engine.stage import (
 from easydistill.engine.summary import JOB, Clock, exit_code_of, summarise
 from easydistill.errors import ConfigError, ConfigIssue, DataError
 from easydistill.jobs import stages_of
+from easydistill.jobs._budget import Purse, budget_issues
 from easydistill.jobs._citations import Resolved, concerns, replaced, untrained, values_of
 from easydistill.jobs._foreseen import foreseen_estimates
 from easydistill.launch.stages import stage_runner
@@ -61,9 +62,11 @@ def plan(job: Job) -> list[Stage]:
     assert job.output_dir is not None, "a loaded pipeline knows its run directory"
     run = RunDirectory(job.run_directory(""))
     issues = [issue for name in job.jobs for issue in _miscited(name, job.jobs)]
+    issues += budget_issues(job)
     if issues:
         raise ConfigError(issues)
-    return [_JobStage(name, job.jobs, run) for name in job.jobs]
+    purse = Purse(job, run)
+    return [_JobStage(name, job.jobs, run, purse) for name in job.jobs]
 
 
 def _miscited(name: str, jobs: Mapping[str, JobConfig]) -> Iterator[ConfigIssue]:
@@ -90,8 +93,9 @@ class _JobStage:
     offers: tuple[str, ...] = ()
     classifies = False
 
-    def __init__(self, name: str, jobs: Mapping[str, JobConfig], run: RunDirectory) -> None:
+    def __init__(self, name: str, jobs: Mapping[str, JobConfig], run: RunDirectory, purse: Purse) -> None:
         self.name = name
+        self._purse = purse
         self._jobs = jobs
         self._job = jobs[name]
         self._run = run
@@ -234,7 +238,10 @@ class _JobStage:
             missing = ", ".join(dotted(path) for path in resolved.unresolved)
             raise DataError(f"{self.name}: {', '.join(resolved.waits_for)} did not make what {missing} cites")
         context.reporter.say(f"--- {self.name}: {resolved.job.job_type}")
-        return _InnerRun(self.name, resolved.job, context).execute()
+        try:
+            return _InnerRun(self.name, resolved.job, replace(context, budget=self._purse.budget)).execute()
+        finally:
+            self._purse.settle(self.name, context.directory)
 
 
 class _InnerRun:
@@ -252,7 +259,13 @@ class _InnerRun:
         context = self._context
         reporter: Reporter = context.reporter.writing_to(self._directory.metrics)
         runner = Runner(
-            self._directory, reporter, context.redactor, context.stop, context.said, stage_runner(self._job)
+            self._directory,
+            reporter,
+            context.redactor,
+            context.stop,
+            context.said,
+            stage_runner(self._job),
+            context.budget,
         )
         stages = stages_of(self._job)
         runner.preflight(stages)

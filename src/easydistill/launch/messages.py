@@ -42,6 +42,8 @@ class Task:
     metrics: Path | None
     quiet: bool
     deterministic: bool
+    budget: Mapping[str, Any] | None = None
+    """A pipeline's, as `Budget.snapshot` gives it. Other machines are not told: the first process asks."""
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,7 @@ def stage_runner(job: JobConfig) -> RunStage:
             metrics=context.reporter.metrics_path,
             quiet=context.reporter.quiet,
             deterministic=is_deterministic(),
+            budget=context.budget.snapshot() if context.budget is not None else None,
         )
         logs = context.directory / "processes"
         reporter = context.reporter

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from easydistill.engine.machine.room import room_at
 from easydistill.engine.stage import PlannedStage
 
 _GB = 10**9
@@ -14,14 +14,9 @@ _CLOSE = 0.9
 
 
 def free_bytes(directory: Path) -> int | None:
-    """Free where a directory is, or its nearest parent that exists; None if the system does not tell."""
-    there = directory.absolute()
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    try:
-        return shutil.disk_usage(there).free
-    except OSError:
-        return None
+    """Free for this user where a directory is, or its nearest parent that exists; None if that cannot be told."""
+    found = room_at(directory)
+    return None if found is None else found.free
 
 
 def disk_ahead(stages: Sequence[PlannedStage]) -> int:

@@ -194,9 +194,9 @@ class Mirror:
             self._fail(error)
         except Exception as error:
             LOGGER.exception("the mirror has failed")
-            self._fail(
-                StoreError(f"{self._store.url}: {type(error).__name__}: {error}\n    → see {self._directory}/log.txt")
-            )
+            log = self._directory / "log.txt"
+            see = f"\n    → see {log}" if log.is_file() else ""
+            self._fail(StoreError(f"{self._store.url}: {type(error).__name__}: {error}{see}"))
 
     def _fail(self, error: EasyDistillError) -> None:
         if self.problem is None:

@@ -17,8 +17,10 @@ from easydistill.data.files import write_text
 from easydistill.report import markdown, tables
 from easydistill.report.charts import meter
 from easydistill.report.collect import Facts, collect
+from easydistill.report.costs import bills_words, own_bills
 from easydistill.report.curve import Curve, smooth
 from easydistill.report.figures import moment, probability, time_of
+from easydistill.report.pipeline import pipeline_flow, pipeline_lede
 from easydistill.report.sections import Report, sections
 from easydistill.report.synthesis_words import synthesis_lede
 from easydistill.report.words import flow, lede
@@ -56,11 +58,18 @@ def _head(facts: Facts) -> Report:
         summary=summary,
         time=f"{time_of(tables.total_seconds(facts))} of work",
         when=moment(summary.finished or summary.started),
-        flow=tuple(flow(facts)),
-        lede=lede(facts) or synthesis_lede(facts),
+        flow=tuple(pipeline_flow(facts) if facts.is_pipeline else flow(facts)),
+        lede=pipeline_lede(facts) if facts.is_pipeline else _lede(facts),
         banner=banner(facts),
         sections=tuple(sections(facts)),
     )
+
+
+def _lede(facts: Facts) -> str:
+    words, bills = lede(facts), [bill for _, bill in own_bills(facts)]
+    if not words:
+        return synthesis_lede(facts)
+    return f"{words} {bills_words(bills)}" if bills and facts.stage("label") is not None else words
 
 
 @cache

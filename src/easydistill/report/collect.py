@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from easydistill.asking.label import IMAGE_ROWS
+from easydistill.config.pipeline import PIPELINE
 from easydistill.data.images.store import FOLDER
 from easydistill.data.numbers import as_float
 from easydistill.engine.stage import REJECTED, kind_of
@@ -157,8 +158,15 @@ class Facts:
     environment: dict[str, Any]
     has_student: bool
 
+    @property
+    def is_pipeline(self) -> bool:
+        """Whether its stages are jobs, whose names are the user's own and say nothing of what they do."""
+        return self.summary.job_type == PIPELINE
+
     def stage(self, kind: str) -> StageFacts | None:
         """The stage of that kind; in a job of several rounds, the last one."""
+        if self.is_pipeline:
+            return None
         return next((stage for stage in reversed(self.stages) if kind_of(stage.name) == kind), None)
 
     @property

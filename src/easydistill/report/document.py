@@ -49,6 +49,8 @@ class Row:
     notes: tuple[str, ...] = ()
     """Small lines below the name; in Markdown, see `Table.note`."""
     bars: Bars = ()
+    link: str = ""
+    """Where its name leads."""
 
     @property
     def texts(self) -> tuple[str, ...]:

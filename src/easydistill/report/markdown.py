@@ -173,6 +173,7 @@ def table(given: doc.Table) -> str:
 
 def _name(given: doc.Table, row: doc.Row) -> str:
     name = code(row.name) if given.names else md(row.name)
+    name = f"[{name}]({row.link})" if row.link else name
     return name + "".join(given.note.format(md(note)) for note in row.notes)
 
 

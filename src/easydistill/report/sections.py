@@ -13,6 +13,7 @@ from easydistill.report import disagreement as compared
 from easydistill.report import document as doc
 from easydistill.report import synthesis_words as synthesis
 from easydistill.report.collect import Answers, Facts, Summary
+from easydistill.report.costs import cost_sections
 from easydistill.report.draft import draft_sections
 from easydistill.report.exploration import Courses, read_exploration
 from easydistill.report.exported import export_sections
@@ -21,6 +22,8 @@ from easydistill.report.figures import plain
 from easydistill.report.metrics import metrics_table, verdict
 from easydistill.report.not_shown import not_shown
 from easydistill.report.phases import read_spent
+from easydistill.report.pipeline import pipeline_sections
+from easydistill.report.pipeline import rejected_words as pipeline_rejected
 from easydistill.report.settings import settings
 from easydistill.report.snippet import snippet
 from easydistill.report.synthesis import Check, Synthesis
@@ -56,6 +59,7 @@ class Report:
 def sections(facts: Facts) -> list[doc.Section]:
     return [
         *_results(facts),
+        *pipeline_sections(facts),
         *task_sections(facts),
         *draft_sections(facts),
         *export_sections(facts),
@@ -68,6 +72,7 @@ def sections(facts: Facts) -> list[doc.Section]:
         *_pictured(facts),
         *_left_to_learn(facts),
         *_answers(facts),
+        *cost_sections(facts),
         *_time(facts),
         *_rejected(facts),
         _settings(facts),
@@ -142,7 +147,8 @@ def _rows(facts: Facts) -> Iterator[doc.Section]:
     # Synthesis stages have funnels of their own.
     steps = tables.funnel(facts) if len(facts.synthesis) < len(facts.stages) else []
     if steps:
-        words = doc.Text(f"{tables.rejected_words(facts)} {tables.truncated_words(facts)}".strip())
+        rejected = pipeline_rejected(facts) if facts.is_pipeline else tables.rejected_words(facts)
+        words = doc.Text(f"{rejected} {tables.truncated_words(facts)}".strip())
         funnel = doc.Funnel(tuple(steps), ("Step", "Rows", "Rejected on the way"))
         yield doc.Section("rows", "Where the rows went", "Rows", (words, funnel))
 
@@ -284,7 +290,7 @@ def _answers(facts: Facts) -> Iterator[doc.Section]:
 
 
 def _time(facts: Facts) -> Iterator[doc.Section]:
-    if facts.stages:
+    if facts.stages and not facts.is_pipeline:
         intro = doc.Text("Wall time of each stage, over all attempts.")
         blocks: list[doc.Block] = [intro, tables.stage_table(facts)]
         if remembered := tables.remembered_words(facts):
@@ -329,7 +335,8 @@ def _next_steps(facts: Facts) -> Iterator[doc.Section]:
         older = (
             "The student in this directory is from an earlier run: training is not complete as configured now. It loads"
         )
-        subject = "The student loads" if facts.stage("train") is not None else older
+        trained = facts.stage("train") is not None or facts.is_pipeline
+        subject = "The student loads" if trained else older
         code = snippet(str(facts.directory / "student"), scores=facts.scores, sees=facts.sees)
         blocks += [doc.Text(f"{subject} with plain transformers:", ""), doc.Code(code, "python", "snippet")]
     if facts.summary.resume:

@@ -15,6 +15,8 @@ from easydistill.report.samples import kept_rows, rejected_rows
 from easydistill.report.values import as_dict, as_int, as_text, record
 
 _SPENT_BY = "spent_by_"
+_SPENT = "spent"
+"""Metric of a stage that asks one model."""
 _OWN_KEYS = frozenset({"operator", "funnel", "diversity"})
 
 
@@ -45,6 +47,10 @@ class Spent:
     cached_prompt_tokens: int | None
     reasoning_tokens: int | None
     cost: float | None
+    prices_as_of: str = ""
+    """The date of its prices, if they are built in."""
+    currency: str = ""
+    """Of built-in prices."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ def read_synthesis(stage: str, metrics: dict[str, Any], tokens: dict[str, int], 
         accepted=checks[-1].left if checks else entered,
         checks=checks,
         diversity=as_dict(metrics.get("diversity")),
-        spent=tuple(_spent(name.removeprefix(_SPENT_BY), value) for name, value in spent.items()),
+        spent=tuple(read_bill(name.removeprefix(_SPENT_BY), value) for name, value in spent.items()),
         tokens=tokens,
         facts={name: value for name, value in metrics.items() if name not in _OWN_KEYS and name not in spent},
         kept=() if folder is None else kept_rows(folder),
@@ -112,7 +118,18 @@ def _funnel(value: Any) -> tuple[int | None, tuple[Check, ...]]:
     return steps[0][1], tuple(Check(name, before, left) for (_, before), (name, left) in pairwise(steps))
 
 
-def _spent(role: str, value: dict[str, Any]) -> Spent:
+def bills_of(metrics: dict[str, Any]) -> tuple[Spent, ...]:
+    """What each model cost that a stage with these metrics asked behind an API."""
+    own = as_dict(metrics.get(_SPENT))
+    by_role = {name.removeprefix(_SPENT_BY): as_dict(v) for name, v in metrics.items() if name.startswith(_SPENT_BY)}
+    if by_role.get("judge") == by_role.get("teacher"):
+        # The teacher judges, and has one bill.
+        by_role.pop("judge", None)
+    return tuple(read_bill(role, value) for role, value in (({"teacher": own} if own else {}) | by_role).items())
+
+
+def read_bill(role: str, value: dict[str, Any]) -> Spent:
+    """A model's bill, as a ledger gives it."""
     uncounted = as_int(value.get("answers_without_counts")) or 0
     known: dict[str, Any] = {"role": role, "answers_without_counts": uncounted}
     if uncounted and as_int(value.get("answers")) == uncounted:

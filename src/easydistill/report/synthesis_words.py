@@ -9,6 +9,7 @@ from typing import Any
 from easydistill.asking.outputs import LABELED_JSON
 from easydistill.data.numbers import as_float
 from easydistill.report.collect import Facts
+from easydistill.report.costs import HEADS, bill_cells, bill_notes, bills_words, total
 from easydistill.report.document import Column, Row, Step, Table, columns, row
 from easydistill.report.figures import MISSING, in_words, or_missing, plural, share
 from easydistill.report.synthesis import Spent, Synthesis, is_synthesis, read_synthesis
@@ -140,37 +141,10 @@ def spending_table(stage: Synthesis, facts: Facts) -> Table | None:
         rows = [row("Models on this machine", MISSING, prompt, completion, MISSING, notes=["no API was paid"])]
     for spent in found:
         judges = spent.role == "teacher" and len(found) < len(stage.spent)
-        figures = (
-            or_missing(spent.answers),
-            _tokens(spent.prompt_tokens, spent.cached_prompt_tokens, "cached"),
-            _tokens(spent.completion_tokens, spent.reasoning_tokens, "reasoning"),
-            or_missing(spent.cost, ",.6g"),
-        )
-        rows.append(row(in_words(spent.role), *figures, notes=["also as judge, where one was needed"] * judges))
-    heads = columns("Requests answered", "Tokens in", "Tokens out", "Cost")
-    notes = spending_notes(stage, facts)
-    return Table("Model", heads, tuple(rows), note=" ({})", footnotes=tuple(notes)) if rows else None
-
-
-def _tokens(number: int | None, part: int | None, name: str) -> str:
-    return f"{or_missing(number)} ({part:,} {name})" if number is not None and part else or_missing(number)
-
-
-def spending_notes(stage: Synthesis, facts: Facts) -> list[str]:
-    """What the reader must know about the figures: above all why one is missing."""
-    found = models_of(stage, facts.config)
-    uncounted = sum(spent.answers_without_counts for spent in found)
-    notes = []
-    if uncounted:
-        sums = "The token counts are without them."
-        notes.append(f"The server reported no token counts for {plural(uncounted, 'answer')}. {sums}")
-    if any(spent.cost is None and not spent.answers_without_counts for spent in found):
-        notes.append("The cost is n/a because the config gives no prices (inference.prices).")
-    elif found and uncounted:
-        notes.append("The cost is n/a for the same reason.")
-    elif found:
-        notes.append("The cost is in the currency of the config's prices.")
-    return notes
+        notes = ["also as judge, where one was needed"] * judges
+        rows.append(row(in_words(spent.role), *bill_cells(spent), notes=notes))
+    footnotes = tuple(bill_notes(found))
+    return Table("Model", columns(*HEADS), tuple(rows), note=" ({})", footnotes=footnotes) if rows else None
 
 
 def spent_words(stage: Synthesis, facts: Facts) -> str:
@@ -179,20 +153,11 @@ def spent_words(stage: Synthesis, facts: Facts) -> str:
     if not found:
         tokens = sum(stage.tokens.values())
         return f"It took {tokens:,} tokens of models on this machine." if tokens else "No model was asked."
-    answers = _sum(found, "answers")
-    requests = MISSING if answers is None else plural(int(answers), "request")
-    read, written = (or_missing(_sum(found, f"{kind}_tokens")) for kind in ("prompt", "completion"))
-    return f"It took {requests}, {read} tokens in and {written} out; cost {cost_words(found)}."
+    return bills_words(found)
 
 
 def cost_words(found: Sequence[Spent]) -> str:
-    return or_missing(_sum(found, "cost"), ",.6g")
-
-
-def _sum(found: Sequence[Spent], name: str) -> float | None:
-    """The sum of a figure over all models; None if one is unknown."""
-    numbers = [getattr(spent, name) for spent in found]
-    return None if None in numbers else sum(numbers)
+    return or_missing(total(found, "cost"), ",.6g")
 
 
 # --- the whole run ----------------------------------------------------------------------------------------------

@@ -21,14 +21,15 @@ def funnel(facts: Facts) -> list[Step]:
     if facts.rows.entered:
         steps.append(("Read", facts.rows.entered, "kept", None))
     for stage in facts.stages:
-        if kind_of(stage.name) == "train":
+        if kind_of(stage.name) == "train" and not facts.is_pipeline:
             trained, heldout = (as_int(stage.metrics.get(name)) for name in ("train_rows", "heldout_rows"))
             if trained is not None:
                 steps.append(("Trained on", trained, "kept", stage))
             if heldout is not None:
                 steps.append(("Held out for evaluation", heldout, "aside", None))
-        elif _changes_rows(stage) and stage.left is not None:
-            steps.append((_NAMES.get(stage.name, f"After {stage.name}"), stage.left, "kept", stage))
+        elif stage.left is not None and (facts.is_pipeline or _changes_rows(stage)):
+            named = "" if facts.is_pipeline else _NAMES.get(stage.name, "")
+            steps.append((named or f"After {stage.name}", stage.left, "kept", stage))
     most = max((rows for _, rows, _, _ in steps), default=0)
     return [_step(*step, most) for step in steps] if most else []
 

@@ -22,6 +22,7 @@ from easydistill.asking.outputs import (
     publish_samples,
     write_rejected,
 )
+from easydistill.asking.work import asking_work
 from easydistill.contracts.operator import Ask, OperatorConfig, Result, Role, Steps, UnfitRows, answer_with
 from easydistill.data.files import replacing
 from easydistill.data.images import ImageReader, ImageStore, NoImages, RowImages
@@ -40,13 +41,14 @@ from easydistill.data.writing import (
     write_parquet,
 )
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
-from easydistill.engine.stage import REJECTED, Estimate, Previewed, StageContext, StageResult, lines_of
+from easydistill.engine.stage import REJECTED, Estimate, Previewed, StageContext, StageResult, Work, lines_of
 from easydistill.errors import ConfigIssue, DataError
 from easydistill.synthesis.asker import Asker
 from easydistill.synthesis.dataset_card import dataset_card
 from easydistill.synthesis.operators import OPERATORS
 from easydistill.synthesis.sources import BLIND_MODEL, TEXT_ALONE, RowSource
 from easydistill.synthesis.tools import Tools, prompt_hashes, prompt_issues
+from easydistill.teachers.sizes import chat_bytes
 
 CARD = "README.md"
 MOST_SEEDS = 2000
@@ -152,6 +154,19 @@ class SynthesiseStage:
             memory_bytes=memory,
             **(figures | {"done_rows": None}),
         )
+
+    def work(self) -> Work | None:
+        """Of the operator's first requests, or of as many as there may be, if one model is asked them all."""
+        if len(self._models) != 1:
+            # Without a model the first request is never reached: that would be the whole work.
+            return None
+        _, asks = self.first_questions()
+        if not asks:
+            return None
+        (model,) = self._models.values()
+        most = self._module.most_asks(self._config) or len(asks)
+        size = sum(chat_bytes(model.messages(ask)) for ask in asks)
+        return asking_work(model.inference, model.plan, most, size * most // len(asks))
 
     def run(self, context: StageContext) -> StageResult:
         found = self._read(context=context)

@@ -296,3 +296,29 @@ def test_a_run_that_goes_on_while_it_is_fetched() -> None:
     moved = "tar: ./log.txt: file changed as we read it\n"
     assert _only_moved(moved + "command terminated with exit code 1\n")
     assert not _only_moved("") and not _only_moved(moved + "tar: ./a: Cannot open: Permission denied\n")
+
+
+def test_plain_files_are_looked_for_where_the_job_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """A job reads them below its working directory, wherever its config is put; what is missing is told."""
+    Path("code").mkdir()
+    Path("code/mine.py").write_text("import helper\ndef titled(row): return row\n")
+    Path("code/helper.py").touch()
+    Path("configs").mkdir()
+    job = {**JOBS["api_only"], "job_type": "../code/mine.py:titled"}
+    job = {name: job[name] for name in ("job_type", "dataset", "output_dir")}
+    job["dataset"] = {"instruction_path": "data/x.jsonl"}
+    Path("configs/op.json").write_text(json.dumps(job))
+    of_target = settings("kubernetes", "api_only")
+    of_target["mounts"][0] = {**of_target["mounts"][0], "local": "here"}
+    Path("target.json").write_text(json.dumps(of_target))
+    command = ["submit", "configs/op.json", "--to", "kubernetes", "--target-config", "target.json", "--dry-run"]
+    Path("here/kd/data").mkdir(parents=True)
+    Path("here/kd/data/x.jsonl").touch()
+    assert main(command) == 2
+    told = capsys.readouterr().err
+    for name in ("mine.py", "helper.py"):
+        assert f"job_type: here/kd/code/{name}: nothing is there, where the job would look for it" in told
+        Path("here/kd/code").mkdir(exist_ok=True)
+        Path(f"here/kd/code/{name}").touch()
+    assert main(command) == 0
+    assert '"job_type": "/mnt/shared/kd/code/mine.py:titled"' in capsys.readouterr().out.replace("\\", "")

@@ -99,7 +99,7 @@ def test_a_chat_is_played_to_its_end() -> None:
         {"role": "assistant", "content": 'The forecast: {"rain": true}'},
     )
     assert kept.tools == (WEATHER,) and kept.meta["topic"] == "x"
-    assert (kept.meta["turns"], kept.meta["calls"], kept.meta["rubric_mean"]) == (1, 1, 5.0)
+    assert (kept.meta["user_messages"], kept.meta["calls"], kept.meta["rubric_mean"]) == (1, 1, 5.0)
     assert [[ask.role for ask in wave] for wave in waves] == [
         [name] for name in ("teacher", "tools", "teacher", "user", "judge")
     ]
@@ -121,7 +121,7 @@ def test_the_user_goes_on_until_it_is_satisfied() -> None:
     (kept,) = result.accepted
     assert [message["role"] for message in kept.messages] == ["user", "assistant", "tool", "assistant"] * 2
     ids = [call["id"] for message in kept.messages for call in message.get("tool_calls", ())]
-    assert ids == ["call00001", "call00002"] and kept.meta["turns"] == 2
+    assert ids == ["call00001", "call00002"] and kept.meta["user_messages"] == 2
     result, _ = drive([row()], SCRIPTS | {"user": user}, max_turns=1)
     assert reason(result) == "unfinished"
 
@@ -272,13 +272,14 @@ def test_criteria_of_the_row_and_of_the_judge() -> None:
         ((), "no_tools"),
         ((WEATHER, WEATHER), "bad_tools"),
         (({"type": "web_search"},), "bad_tools"),
+        ((tool("f", type="object", properties={"a": {"pattern": r"\p{L}"}}),), "bad_tools"),
         ((tool("f", type="nothing"),), "bad_tools"),
         ((tool("f", type="object", properties={"a": {"$ref": "http://localhost:1/s.json"}}),), "bad_tools"),
     ],
 )
 def test_tools_are_checked(tools: Any, expected: str) -> None:
     with pytest.raises(Unusable) as caught:
-        ToolChecks(tools).problem({"name": "f", "arguments": {"a": 1}})
+        ToolChecks(tools).problem({"name": "f", "arguments": {"a": "x"}})
     assert caught.value.reason == expected
     result, _ = drive(
         [Sample("a", row().messages, {}, tools=tools)], SCRIPTS | {"teacher": lambda ask: calls(("f", {"a": 1}))}
@@ -363,6 +364,7 @@ def test_settings_that_do_not_fit(config: dict[str, Any]) -> None:
         ({"judge": {"inference": {"base_url": "http://x/v1"}}, "synthesis": {"rubric": None}}, "judge has no effect"),
         ({"models": {"user": "some/model"}}, "models.user is not used"),
         ({"user": {}}, "`user` has no model"),
+        ({"inference": {"base_url": "http://x/v1", "system_prompt": "Sell."}}, "would be sent to the user, the tools"),
         ({"synthesis": {"samples": 2}, "inference": {"base_url": "http://x/v1", "temperature": 0}}, "the same"),
     ],
 )

@@ -6,8 +6,9 @@ processes read paths. The files are loaded when the config is typed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from easydistill.config.reading.nodes import Node
 from easydistill.errors import ConfigError
@@ -37,6 +38,25 @@ def place_files(node: Node, key: str | int = "") -> None:
         if name in _VALUES and isinstance(item.value, str):
             item.value = _placed(item.value, item)
         place_files(item, name)
+
+
+def placed_elsewhere(value: Any, place: Callable[[Reference], Reference], key: str | int = "") -> Any:
+    """A copy of a config, as plain data, with other places of the files that it names as extensions.
+
+    Args:
+        key: under which the value stands.
+    """
+
+    def placed(text: Any) -> Any:
+        found = Reference.read(text) if isinstance(text, str) else None
+        return text if found is None else str(place(found))
+
+    if isinstance(value, list):
+        return [placed_elsewhere(item, place, number) for number, item in enumerate(value)]
+    if not isinstance(value, dict):
+        return placed(value) if key in _VALUES else value
+    named = {placed(name) if key in _KEYS else name: item for name, item in value.items()}
+    return {name: placed_elsewhere(item, place, name) for name, item in named.items()}
 
 
 def _placed(text: str, node: Node) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from easydistill.config.base import Unfit
 from easydistill.config.job import JobConfig
 from easydistill.config.pipeline import PipelineConfig
 from easydistill.config.reading.aliases import (
@@ -24,7 +25,7 @@ from easydistill.config.reading.given import fill_in
 from easydistill.config.reading.nodes import Issues, Node, from_mapping
 from easydistill.config.reading.old_jobs import refuse_old, why_not_here
 from easydistill.config.reading.overrides import apply_overrides
-from easydistill.config.reading.pipelines import check_place, jobs_of, share_sections
+from easydistill.config.reading.pipelines import ASKING, Shared, check_place, jobs_of, share_sections
 from easydistill.config.reading.resolve import resolve
 from easydistill.config.reading.syntax import read_file
 from easydistill.config.reading.track import name_sinks
@@ -83,11 +84,15 @@ def load_config(
     check_files_of_jobs((root, *parts.values()), classes)
     refuse_old(root, classes)
     fill_in(root, parts, issues)
-    share_sections(root, parts, classes, issues)
+    shared = share_sections(root, parts, classes, issues)
     data = resolve(root, issues)
     for part in parts:
         check_place(part, parts, issues)
-    jobs = {name: _typed(part, data["jobs"][name], classes, issues) for name, part in parts.items()}
+    jobs = {}
+    for part, written_job in parts.items():
+        with issues.of_job(part):
+            jobs[part] = _typed(written_job, _asking(part, data["jobs"][part], classes, shared), classes, issues)
+    shared.tell(root.find(("shared",)))
     job = _typed(root, data, classes, issues)
     if found := [*unusable, *issues.in_order()]:
         raise ConfigError(found)
@@ -102,6 +107,33 @@ def load_config(
         job = job.model_copy(update={"jobs": jobs, "output_dir": where})
     given = "config" if isinstance(source, Mapping) else str(source)
     return LoadedConfig(job, name, written, path, tuple(overrides), given, tuple(issues.notes))
+
+
+def _asking(name: str, data: dict[str, Any], classes: JobClasses, shared: Shared) -> dict[str, Any]:
+    """A pipeline's job without shared sections of models that it does not ask: with one it is refused as a whole, and
+    without it it is valid."""
+    job_type = current_job_type(data.get("job_type"))
+    candidates = [section for section in ASKING if section in shared.whole[name] and section in data]
+    if job_type not in classes or not candidates:
+        return data
+
+    def problem(values: dict[str, Any]) -> str | None:
+        """Why the job is refused as a whole; empty if one of its keys is wrong; None if it is valid."""
+        try:
+            classes[job_type].model_validate({**values, "job_type": job_type})
+        except ValidationError as error:
+            found = error.errors()
+            why = found[0].get("ctx", {}).get("error")
+            return why.problem if len(found) == 1 and not found[0]["loc"] and isinstance(why, Unfit) else ""
+        return None
+
+    why = problem(data)
+    if not why:
+        return data
+    for section in candidates:
+        if problem({key: value for key, value in data.items() if key != section}) is None:
+            return shared.without(name, data, section, why)
+    return data
 
 
 def _path(source: str | Path) -> Path:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from easydistill.config.values import KeyPath, dotted
@@ -120,10 +121,29 @@ class Issues:
         self.notes: list[str] = []
         """What was read under another name or in another way than it is written, for the screen."""
 
+        self._job = ""
+        self._jobs: dict[KeyPath, list[str]] = {}
+        """The jobs in which a value of `shared` is wrong."""
+
+    @contextlib.contextmanager
+    def of_job(self, name: str) -> Iterator[None]:
+        """Reports of what is wrong in a pipeline's job."""
+        self._job = name
+        try:
+            yield
+        finally:
+            self._job = ""
+
     def add(self, node: Node, problem: str, hint: str = "", path: KeyPath = ()) -> None:
         """Report the value at `path` below `node`, or that it is missing there."""
         nearest, missing = node.nearest(path)
-        self._found.setdefault((*nearest.path, *missing), (nearest.line, node.issue(path, problem, hint)))
+        place = (*nearest.path, *missing)
+        first = place not in self._found
+        self._found.setdefault(place, (nearest.line, node.issue(path, problem, hint)))
+        same = self._found[place][1].problem == problem
+        # What is shared is written in one place, and wrong in the jobs that it was given to.
+        if self._job and nearest.path[:1] != ("jobs",) and (first or (same and place in self._jobs)):
+            self._jobs.setdefault(place, []).append(self._job)
 
     def note(self, node: Node, text: str) -> None:
         """Remember something to say of a value, which is named as its author wrote it."""
@@ -131,4 +151,11 @@ class Issues:
 
     def in_order(self) -> list[ConfigIssue]:
         """By line; overrides, which have none, come first."""
-        return [issue for _, issue in sorted(self._found.values(), key=lambda found: found[0])]
+        order = sorted(self._found.items(), key=lambda found: found[1][0])
+        return [self._naming(issue, self._jobs.get(place, [])) for place, (_, issue) in order]
+
+    @staticmethod
+    def _naming(issue: ConfigIssue, jobs: list[str]) -> ConfigIssue:
+        if not jobs:
+            return issue
+        return replace(issue, problem=f"{issue.problem} (job{'s' * (len(jobs) > 1)} {', '.join(jobs)})")

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from easydistill.config.inference import ApiInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.reading.fields import models_in
 
@@ -45,7 +46,11 @@ _WHOLE: dict[tuple[str, str], Any] = {
     ],
 }
 """Job and section, where the section's keys are the user's own."""
-_LEFT_OUT = {"black_box_kd_api": {("models", "teacher")}, "release": {("dataset", "instruction_path")}}
+_LEFT_OUT = {
+    "black_box_kd_api": {("models", "teacher")},
+    "release": {("dataset", "instruction_path")},
+    "sft": {("dataset", "instruction_path"), ("models", "teacher")},
+}
 """Keys of a section that a job refuses."""
 
 
@@ -69,10 +74,16 @@ def starting_config(job: type[JobConfig]) -> str:
             lines += [_comment(info, 2), f'  // "{name}": {json.dumps(info.default)},']
         elif section is not None:
             skip = _LEFT_OUT.get(job_type, set())
-            lines += [f'  "{name}": {{', *_section(section, name, skip), "  },"]
+            lines += [f'  "{name}": {{', *_section(section, name, skip, _api(section, info)), "  },"]
         elif any(models_in(info.annotation)):
             lines += [_comment(info, 2), f'  // "{name}": null,']
     return "\n".join([*lines, "}"]) + "\n"
+
+
+def _api(shown: type[BaseModel], info: FieldInfo) -> type[BaseModel] | None:
+    """The class of a model behind an API, if a section that shows another one accepts it too."""
+    accepted = (member for member in models_in(info.annotation) if issubclass(member, ApiInferenceConfig))
+    return None if issubclass(shown, ApiInferenceConfig) else next(accepted, None)
 
 
 def _comment(info: FieldInfo, indent: int) -> str:
@@ -92,13 +103,33 @@ def _shown(name: str, info: FieldInfo) -> type[BaseModel] | None:
     return first if info.is_required() or to_set else None
 
 
-def _section(section: type[BaseModel], name: str, skip: set[tuple[str, str]]) -> list[str]:
-    lines: list[str] = []
+def _server(section: type[BaseModel] | None) -> list[str]:
+    """The keys of a model behind an API, where the section may name one instead of a model on this machine."""
+    if section is None:
+        return []
+    lines = ["    // A model behind an API answers instead, if these are set; models.teacher is then left out."]
+    for field in ("base_url", "api_key", "model"):
+        info = section.model_fields[field]
+        lines.append(_comment(info, 4))
+        example = _EXAMPLES.get(("inference", field), "name-of-the-model")
+        lines.append(f'    // "{field}": {json.dumps(example)},')
+    return [
+        *lines,
+        "    // Its other keys, such as prices and max_cost, are in docs/teachers.md. Those of this machine:",
+    ]
+
+
+def _section(
+    section: type[BaseModel], name: str, skip: set[tuple[str, str]], other: type[BaseModel] | None = None
+) -> list[str]:
+    lines = [*_server(other)]
     for field, info in section.model_fields.items():
         if (name, field) == ("training", "output_dir") or (name, field) in skip:
             continue
         lines.append(_comment(info, 4))
         default = None if info.default is PydanticUndefined else info.default
+        if isinstance(default, BaseModel):
+            default = default.model_dump(mode="json", exclude_none=True)
         hidden = "" if (name, field) in _EXAMPLES else "// "
         lines.append(f'    {hidden}"{info.alias or field}": {json.dumps(_EXAMPLES.get((name, field), default))},')
     return lines

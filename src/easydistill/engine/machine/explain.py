@@ -13,15 +13,28 @@ import resource
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from easydistill.config.location import cache_directory
 from easydistill.data.files import OF_STORAGE
 from easydistill.data.unwritten import unwritten_of_this_process
 from easydistill.engine.machine.memory import address_space, gpu_memory, memory_limit, peak_memory
 from easydistill.engine.machine.room import room_at, who_may, words
-from easydistill.errors import EasyDistillError, MachineError, OutOfMemory, StorageError
+from easydistill.errors import (
+    CloudError,
+    EasyDistillError,
+    Interrupted,
+    MachineError,
+    OutOfMemory,
+    StorageError,
+    StoreError,
+)
 
 AGAIN = "run the same command again: it goes on from what is finished, and asks for nothing that was paid for"
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOLCK})
 """Errors that others than files have, too: they are of storage if they name a file."""
+_ELSEWHERE = (StoreError, CloudError, Interrupted)
+"""Their causes may look like errors of this machine: clients of stores raise EIO."""
+_LITTLE = 1 << 20
+"""Bytes below which a disk counts as full."""
 _OF_PLACE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOLCK, errno.ENOSPC})
 _IN_WORDS = re.compile(
     r"os error (\d+)|\[errno (\d+)\]|(no space left on device)|(disk quota exceeded)|(database or disk is full)"
@@ -33,6 +46,8 @@ _MEMORY_WORDS = re.compile(
     r"|failed to allocate|CUBLAS_STATUS_ALLOC_FAILED|unable to allocate|realloc of size",
     re.IGNORECASE,
 )
+_OF_TORCH = "OutOfMemoryError"
+"""torch's class for its devices; torch may not be here."""
 _ON_GPU = re.compile(r"cuda|cublas|hip|gpu", re.IGNORECASE)
 
 
@@ -50,6 +65,8 @@ def machine_error(
         needed: gives a line on how much room is needed, or nothing.
     """
     for found in _chain(error):
+        if isinstance(found, _ELSEWHERE):
+            return None
         if isinstance(found, MachineError):
             return found
         if (storage := _as_storage(found)) is not None:
@@ -105,7 +122,7 @@ def explained_storage(error: OSError, near: Path, head: str = "", needed: Callab
         head: words before it, such as the setting that names the directory.
         needed: gives a line on how much room is needed, or nothing.
     """
-    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else near
+    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else _likely_place(error, near)
     what, todo = _what_and_todo(error, path)
     if error.errno in _OF_PLACE and path.absolute().is_relative_to(near.absolute()):
         todo += ", or give the run another output_dir"
@@ -116,6 +133,17 @@ def explained_storage(error: OSError, near: Path, head: str = "", needed: Callab
             lines[-1] += ", and no file can be made there: its inodes are used up"
         lines += [line] if (line := needed()) else []
     return "\n".join([*lines, *_kept_lines(), f"    → {todo}, then {AGAIN}"])
+
+
+def _likely_place(error: OSError, near: Path) -> Path:
+    """Where a file was that an error does not name: a full folder for temporary files, a full cache, else near."""
+    if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+        return near
+    for place in (near, Path(os.environ.get("TMPDIR") or "/tmp"), cache_directory()):
+        room = room_at(place)
+        if room is not None and (room.free < _LITTLE or room.files == 0):
+            return place
+    return near
 
 
 def _what_and_todo(error: OSError, path: Path) -> tuple[str, str]:
@@ -172,6 +200,8 @@ def _kept_lines() -> list[str]:
 def _is_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
+    if type(error).__name__ == _OF_TORCH:
+        return True
     # torch's errors are RuntimeErrors, those of Rust libraries plain Exceptions.
     told = isinstance(error, RuntimeError | OSError) or type(error) is Exception or "Error" in type(error).__name__
     return told and not isinstance(error, EasyDistillError) and _MEMORY_WORDS.search(str(error)) is not None
@@ -179,7 +209,7 @@ def _is_of_memory(error: BaseException) -> bool:
 
 def _explained_memory(error: BaseException, settings: Sequence[str]) -> str:
     text = next(iter(str(error).strip().splitlines()), "")[:300]
-    on_gpu = _ON_GPU.search(text) is not None
+    on_gpu = type(error).__name__ == _OF_TORCH or _ON_GPU.search(text) is not None
     lines = [f"memory has run out{' on the GPU' if on_gpu else ''}" + (f": {text}" if text else "")]
     lines.append(f"    {_gpu_words() if on_gpu else memory_words()}")
     lines += _kept_lines()

@@ -19,12 +19,11 @@ from easydistill.data.files import hash_file, link_or_copy, set_aside, write_tex
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Rejection, Sample, content_hash, count_reasons, is_cut
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
-from easydistill.engine.devices import kind_of_device
+from easydistill.engine.devices import answering_bytes, kind_of_device
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import Estimate, StageContext, StageResult, Work
 from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.methods.distil.forms import Forms, read_by_teacher, rows_to_score
-from easydistill.methods.shared.memory import answering_bytes
 from easydistill.methods.shared.rendering import LostThoughts, template_identity, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, keep_rejected, render_all
 from easydistill.methods.shared.sight import other_sight, sight_of
@@ -234,15 +233,20 @@ class ScoreStage:
             ]
         return [f"signals.max_batch_tokens={most // 2} (a row longer than it is alone)"] if most > 1 else []
 
-    def estimate(self, directory: Path) -> Estimate:
+    def _weights(self) -> int | None:
+        """Bytes of the teachers' weights."""
         sizes = [model_parameters(reference) for reference, _ in self._scoring.teachers]
         each = 4 if self._scoring.signals.dtype == "float32" else 2
         known = [size for size in sizes if size is not None]
+        return sum(known) * each if len(known) == len(sizes) else None
+
+    def estimate(self, directory: Path) -> Estimate:
+        weights = self._weights()
         rows, tokens = self._rows.sizes_ahead(self._scoring.max_length)
         disk = round(tokens * self._signal_bytes()) if rows else None
         return Estimate(
             rows=rows or None,
-            memory_bytes=answering_bytes(sum(known), each) if len(known) == len(sizes) else None,
+            memory_bytes=None if weights is None else answering_bytes(weights),
             disk_bytes=disk,
             disk_parts=None if disk is None else {"signals": disk},
         )
@@ -281,14 +285,14 @@ class ScoreStage:
         if self.works_alone:
             return ["vLLM scores in one process, on all GPUs: launch.processes concerns the training alone"]
         each = "each process" if processes == "auto" else f"each of {processes} processes"
-        size = self.estimate(Path()).memory_bytes
+        size = self._weights()
         return [f"{each} that scores loads the whole teacher" + (f" ({size / 1e9:.1f} GB)" if size else "")]
 
     def _spread_note(self, spread: Spread) -> str:
         elsewhere, copies = self._scoring.gpu_memory_gb, spread.copies
         if isinstance(self._scoring.processes, int):
             copies = min(copies, self._scoring.processes)
-        size = self.estimate(Path()).memory_bytes
+        size = self._weights()
         if elsewhere is not None:
             return spread_note(replace(spread, copies=copies), size, 0, round(elsewhere * 1e9))
         return spread_note(replace(spread, copies=copies), size, len(visible_gpus()), None)

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from easydistill.asking.answers import count_earlier
 from easydistill.asking.model import AskedModel
 from easydistill.config.deepspeed_checks import rollout_issues
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.data.files import hash_file, write_jsonl
+from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
 from easydistill.data.numbers import as_float
 from easydistill.data.records import Rejection, Sample
@@ -57,6 +59,8 @@ ANSWER = "answer"
 """Field of a row with the known answer; the row's own answer is put there too."""
 PASS_RATE = "pass_rate"
 UNJUDGED = "unjudged"
+JUDGED = "judge-0.jsonl"
+"""File of a judge's replies."""
 ANSWERS = "answers.jsonl"
 """File of the held-out answers before and after training, which the report shows."""
 
@@ -275,6 +279,11 @@ class PolicyStage(TrainStage):
         if self._judge is not None:
             judge = self._judge.plan.make(context)
             opened.callback(judge.close)
+            journal = context.directory / JUDGED
+            if journal.is_file():
+                # Answers of earlier attempts count for its budget.
+                with Journal(journal) as earlier:
+                    count_earlier(judge, earlier)
         given = RewardContext(
             tokenizer=student.tokenizer,
             eos_ids=student.eos_ids,
@@ -282,7 +291,7 @@ class PolicyStage(TrainStage):
             judge_sampling=self._judge.inference.sampling() if self._judge is not None else {},
             judge_system_prompt=self._judge.inference.system_prompt if self._judge is not None else None,
             judge_image=self._judge.inference.image_identity() if self._judge is not None else {},
-            journal=context.directory / "judge-0.jsonl" if judge is not None else None,
+            journal=context.directory / JUDGED if judge is not None else None,
             redact=context.redactor.value,
             images=context.images.path,
         )

@@ -11,9 +11,10 @@ from easydistill.config.launch import LaunchConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.data.manifest import RowCounts
+from easydistill.data.messages import Message, is_learned
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
 from easydistill.engine.machine.room import Needed
-from easydistill.engine.stage import Estimate, StageContext, StageResult, Work
+from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult, Work
 from easydistill.errors import ConfigIssue
 from easydistill.methods.distil.teaching import Teaching
 from easydistill.methods.sft.config import TrainingConfig
@@ -24,7 +25,14 @@ from easydistill.methods.shared.outlook import Outlook, Steps
 from easydistill.methods.shared.rendering import student_renderer, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, keep_rejected
 from easydistill.methods.shared.sharded_memory import STEPS_ALONE, Besides
-from easydistill.methods.shared.sight import features_lines, packing_images_issues, parts_issues, sees_images, vision_of
+from easydistill.methods.shared.sight import (
+    ImageSizes,
+    features_lines,
+    packing_images_issues,
+    parts_issues,
+    sees_images,
+    vision_of,
+)
 from easydistill.methods.shared.student import (
     MODEL,
     all_checkpoints_of,
@@ -99,6 +107,13 @@ class TrainStage:
         from easydistill.methods.sft.packing import packing_issues
 
         return packing_issues(self._models, self._training.max_length)
+
+    def preview(self, limit: int) -> list[Previewed]:
+        """The first rows as they are read, where they are in a file: no model is asked for them."""
+        if self._rows.from_stage or self._rows.are_cited:
+            return []
+        chats = self._rows.preview(limit, ImageSizes()).chats[:limit]
+        return [Previewed(self.name, messages=chat.messages, note=_learned(chat.messages)) for chat in chats]
 
     def foretell(self) -> list[str]:
         notes = memory_notes(self.facts)
@@ -231,3 +246,8 @@ class TrainStage:
         distillation = Distillation(store, self._teaching.distillation, chunk_bytes)
         distillation.check(rows)
         return distillation
+
+
+def _learned(messages: Sequence[Message]) -> str:
+    count = sum(map(is_learned, messages))
+    return f"learned: {count} answer{'s' * (count != 1)} of the assistant" if count else ""

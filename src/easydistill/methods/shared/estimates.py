@@ -18,7 +18,7 @@ from easydistill.methods.shared.outlook import Steps
 from easydistill.methods.shared.sharded_memory import STEPS_ALONE, Besides, process_lines, process_memory
 from easydistill.models.size import student_parameters, student_shape
 
-_SAVED_BYTES = 2
+SAVED_BYTES = 2
 """Of a weight of the saved student."""
 _FILES = 4_000_000
 """Beside the student's weights: its tokenizer."""
@@ -57,7 +57,7 @@ def training_estimate(facts: TrainingFacts) -> Estimate:
         return Estimate()
     memory = process_needs(facts.on_this_machine)
     trained = parameters if memory is None or facts.training.lora is None else memory.trained
-    disk = checkpoint_bytes(facts, parameters, trained) | {"student": _SAVED_BYTES * parameters + _FILES}
+    disk = checkpoint_bytes(facts, parameters, trained) | {"student": SAVED_BYTES * parameters + _FILES}
     return Estimate(
         disk_bytes=sum(disk.values()),
         disk_parts=disk,

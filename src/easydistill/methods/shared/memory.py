@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from easydistill.config.training import LoraConfig, TrainerConfig
-from easydistill.engine.devices import kind_of_device
+from easydistill.engine.devices import PROCESS
 from easydistill.methods.shared.outlook import FLAT_LONGEST, Batch, Steps
 from easydistill.models.size import ModelShape
 
@@ -31,10 +31,8 @@ _CPU_SLICE = 64 << 20
 """Of one buffer of a slice where a CPU decides."""
 _TILE_ROWS, _TILE_WIDTH = 4096, 32_768
 """Tokens and vocabulary of a tile of TRL's output layer (`trl/kernels/chunked_logprob.py` of TRL 1.16)."""
-PROCESS = 720_000_000
-"""Of a process with PyTorch, transformers and TRL that has made a step of a tiny model (`benchmarks/plan`)."""
-_PASSING = 500_000_000
-"""Of a batch that is answered or scored on a CPU: slices of logits, keys and values, a layer's activations."""
+_TILE_TORCH = 36
+"""Bytes of a value of a tile without Triton: the code of TRL's backward pass holds 29, measured were 36."""
 ROWS = Steps()
 
 
@@ -187,10 +185,9 @@ def _slice_bytes(shape: ModelShape, training: TrainerConfig, computed: int, batc
 
 
 def _tile_bytes(shape: ModelShape, computed: int, batch: Batch, steps: Steps) -> int:
-    """Of TRL's tiles: Triton's kernels overwrite the logits; without them a backward pass holds seven more of their
-    size in float32, and which of them is the target."""
+    """Of TRL's tiles: Triton's kernels overwrite the logits; without them a backward pass holds several copies."""
     tile = min(max(1, batch.learned), _TILE_ROWS) * min(shape.vocabulary, _TILE_WIDTH)
-    return tile * (computed + (29 if steps.on == "cpu" else 0)) + 4 * _TILE_WIDTH * shape.hidden
+    return tile * (computed + (_TILE_TORCH if steps.on == "cpu" else 0)) + 4 * _TILE_WIDTH * shape.hidden
 
 
 def _writing_bytes(shape: ModelShape, training: TrainerConfig, each: int, computed: int, steps: Steps) -> int:
@@ -221,16 +218,6 @@ def _adapter_parameters(shape: ModelShape, lora: LoraConfig) -> int:
 
 
 # --- does it fit? ------------------------------------------------------------------------------------------------
-
-
-def answering_bytes(parameters: int, each: int = 2) -> int:
-    """Of a stage in which models of so many parameters in all answer or score: their weights, and on a CPU libraries
-    and what a batch passes through.
-
-    Args:
-        each: bytes of a weight.
-    """
-    return each * parameters + (PROCESS + _PASSING if kind_of_device() == "cpu" else 0)
 
 
 def fits(memory: TrainingMemory, available: int) -> bool:

@@ -17,7 +17,7 @@ FLAT_LONGEST = 256
 """Rows up to this length are one sequence without padding on a CPU, whose attention keeps all probabilities
 (`models/flat_rows.py`)."""
 
-WRITTEN_ROWS, WRITTEN_TOKENS = 64, 16_384
+WRITTEN_ROWS, WRITTEN_TOKENS = 128, 16_384
 """Most answers that are written together, and their tokens (`rollouts.py`; a test compares)."""
 
 

@@ -123,7 +123,11 @@ class LabelledRows:
         Args:
             longest: tokens after which rows are cut off.
         """
-        first = self.preview(FORETOLD, ImageSizes())
+        try:
+            first = self.preview(FORETOLD, ImageSizes())
+        except (EasyDistillError, OSError):
+            # Told by the stage that reads them.
+            return 0, 0
         answer = self.answer_tokens or longest if self.from_stage else 0
         each = [min(longest, chat_bytes(chat.messages) // _BYTES_A_TOKEN + answer) for chat in first.chats]
         rows = len(each) if first.total is None else first.total

@@ -13,8 +13,11 @@ from easydistill.config.training import LoraConfig, TrainerConfig
 from easydistill.engine.machine.memory import gpu_memory, memory_limit
 from easydistill.engine.machine.room import Needed, words
 from easydistill.engine.stage import Estimate
+from easydistill.methods.shared.estimates import SAVED_BYTES
 from easydistill.models.size import student_parameters
 
+_MOST = 4
+"""Lines that are shown."""
 _SAFE = 0.7
 """Share of what there is that settings may take to be called enough: the estimate is about a fifth off."""
 
@@ -43,20 +46,21 @@ def less_memory(stage: Training) -> list[str]:
     gpu, limit = gpu_memory(), memory_limit()
     has = gpu.total if gpu is not None else None if limit is None else limit.bytes
     found: list[str] = []
+    unsure: list[str] = []
+    """Where the estimate shows no difference: it may be wrong, or memory is short for another reason."""
     for changes in _changes(training):
         try:
             less = held(changes)
         except ValueError:
             # Settings that do not go together.
             continue
-        if less is None or now is None:
-            found.append(_line(changes, training, ""))
-        elif less < 0.98 * now:
-            enough = less <= _SAFE * min(now, has or now)
-            found.append(_line(changes, training, f": about {words(less)} instead of {words(now)}"))
-            if enough and len(found) > 1:
-                break
-    return found[-4:] if len(found) > 4 else found
+        if less is None or now is None or less > 0.98 * now:
+            unsure.append(_line(changes, training, ""))
+            continue
+        found.append(_line(changes, training, f": about {words(less)} instead of {words(now)}"))
+        if less <= _SAFE * min(now, has or now) and len(found) > 1:
+            break
+    return found[-_MOST:] if found else unsure[:_MOST]
 
 
 def _line(changes: dict[str, Any], training: TrainerConfig, figures: str) -> str:
@@ -107,9 +111,8 @@ def _shown(value: Any) -> str:
 
 
 def training_room(models: ModelsConfig, stage: Training) -> Needed:
-    """What a training writes: its student for certain, and checkpoints as it goes."""
+    """What a training writes: its student's weights for certain, and what `plan` estimates at most."""
     parameters = student_parameters(models)
     if parameters is None:
         return Needed()
-    # Two bytes a value, as students are saved.
-    return Needed(certain=2 * parameters, likely=stage.estimate(Path()).disk_bytes or 0)
+    return Needed(certain=SAVED_BYTES * parameters, likely=stage.estimate(Path()).disk_bytes or 0)

@@ -21,7 +21,7 @@ def plan(config: ApiInferenceConfig, model: str | None, template: str | None) ->
         from easydistill.teachers.openai.teacher import OpenAITeacher
 
         batches = BatchStage(BatchBook(context.directory / DIRECTORY), context.reporter.say)
-        return OpenAITeacher(config, context.redactor, batches, context.images)
+        return OpenAITeacher(config, context.redactor, batches, context.images, context.budget)
 
     def identity() -> dict[str, Any]:
         return {"base_url": endpoint_name(config.base_urls), "model": config.model}
@@ -32,4 +32,8 @@ def plan(config: ApiInferenceConfig, model: str | None, template: str | None) ->
         problem = '"ENDPOINT" is a placeholder for the address of your API'
         return [ConfigIssue("config", "inference.base_url", problem, "e.g. http://localhost:8000/v1")]
 
-    return TeacherPlan(make, identity, preflight, sees_images=lambda: True)
+    def notes() -> list[str]:
+        known = config.built_in_price
+        return [] if known is None else [known.words()]
+
+    return TeacherPlan(make, identity, preflight, notes=notes, sees_images=lambda: True)

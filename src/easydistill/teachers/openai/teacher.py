@@ -32,6 +32,7 @@ from easydistill.contracts.teacher import (
     endpoint_name,
 )
 from easydistill.data.images import ImageStore
+from easydistill.engine.budget import Budget
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.secrets import Redactor
@@ -73,6 +74,7 @@ class OpenAITeacher:
     Args:
         batches: where batches are stored; required for `inference.batch`.
         images: holds those of requests.
+        budget: what it may spend together with other teachers, if it shares one.
     """
 
     uses_proxies: ClassVar[bool] = True
@@ -83,6 +85,7 @@ class OpenAITeacher:
         redactor: Redactor,
         batches: BatchStage | None = None,
         images: ImageStore | None = None,
+        budget: Budget | None = None,
     ) -> None:
         assert batches is not None or inference.batch is None
         self._config = inference
@@ -97,7 +100,14 @@ class OpenAITeacher:
         self._router = Router([Endpoint(url, Window(ceiling, adaptive)) for url in inference.base_urls])
         self._limits = RateLimits(inference.requests_per_minute, inference.tokens_per_minute)
         self._estimator = TokenEstimator(inference.max_new_tokens)
-        self.ledger = Ledger(inference.prices, inference.max_cost, inference.max_tokens_total)
+        self.ledger = Ledger(
+            inference.token_prices,
+            inference.max_cost,
+            inference.max_tokens_total,
+            budget,
+            built_in=None if inference.built_in_price is None else inference.built_in_price.as_of,
+            currency=None if inference.built_in_price is None else inference.built_in_price.currency,
+        )
         self._jitter = random.Random()
         for url in inference.base_urls:
             # User and password of the URL, as the header encodes them. (The config registers the plain password.)

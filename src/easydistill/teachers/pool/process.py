@@ -13,12 +13,14 @@ import threading
 from queue import SimpleQueue
 from typing import IO, Any
 
+from easydistill.engine.machine.memory import be_ended_first
 from easydistill.launch.messages import receive, send
 from easydistill.teachers.pool.worker import Inbox, serve
 
 
 def main() -> None:
     """Serve until told to stop."""
+    be_ended_first()
     # The parent hears Ctrl-C; what is in hand is finished.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Launchers, Slurm and systemd send this one to every process. A handler, as what is started here would inherit that

@@ -70,7 +70,7 @@ def files(config: Config) -> dict[str, str]:
 
 
 def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
-    """Play each row's task. `meta` has `turns`, `calls`, `invalid_calls`, and the judge's `rubric_scores`."""
+    """Play each row's task. `meta` has `user_messages`, `calls`, `invalid_calls`, and the judge's `rubric_scores`."""
     answers = tool_answers(config, tools)
     definitions = read_definitions(config.definitions)
     result = Result()
@@ -143,7 +143,7 @@ def _row(config: Config, kept: _Kept) -> Sample:
         **play.task.row.meta,
         "operator": STAGE,
         "source": play.task.row.id,
-        "turns": play.turns,
+        "user_messages": play.turns,
         "calls": len(play.calls),
         "invalid_calls": play.invalid,
     }

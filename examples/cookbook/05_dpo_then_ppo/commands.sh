@@ -1,0 +1,3 @@
+easydistill validate align.jsonc
+easydistill plan align.jsonc
+easydistill run align.jsonc
