@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import easydistill
+from easydistill import api
 from easydistill.config.plain_functions import FunctionFailed
 from easydistill.contracts.operator import Ask, Reply, answer_with
 from easydistill.contracts.reward import RewardContext, Rollout
@@ -255,6 +256,20 @@ def test_names_are_short_where_that_tells_them_apart() -> None:
     assert short_names(["a/b.py:f", "verify"]) == {"a/b.py:f": "b.py:f", "verify": "verify"}
     assert short_names(["a/b.py:f", "c/b.py:f"]) == {"a/b.py:f": "a/b.py:f", "c/b.py:f": "c/b.py:f"}
     assert Reference.read("forward_kld") is None and Reference.read("a.py:b c") is None
+
+
+def test_the_schema_knows_them() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    validator = jsonschema.Draft202012Validator(api.job_schema())
+    job: dict[str, Any] = {"job_type": "white_box_kd_local", "dataset": {"instruction_path": "x.json"}}
+    job |= {"models": {"teacher": "a/b", "student": "c/d"}}
+    ours = {
+        "distillation": {"distillation_type": "mine.py:loss", "power": 2},
+        "evaluation": {"metrics": {"mine.py:f": {}}},
+    }
+    assert validator.is_valid(job | ours)
+    for wrong in ({"distillation": {"distillation_type": "mine"}}, {"evaluation": {"metrics": {"mine.txt:f": {}}}}):
+        assert not validator.is_valid(job | wrong)
 
 
 OPERATORS_FILE = '''
