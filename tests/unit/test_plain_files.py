@@ -339,6 +339,45 @@ def test_an_operator_is_a_job(tmp_path: Path) -> None:
     assert "job.json:1: job_type: " in said(path) and "did you mean 'titled'?" in said(path)
 
 
+JOB_FILE = """
+from typing import Literal
+from easydistill.contracts.job import Estimate, JobConfig, StageResult
+
+class Job(JobConfig):
+    '''Says a word.'''
+    job_type: Literal["hello"]
+    word: str = "hello"
+
+class Hello:
+    name, inputs, offers, classifies = "hello", (), (), False
+
+    def __init__(self, word): self.word = word
+    def preflight(self): return []
+    def fingerprint(self): return {"word": self.word}
+    def estimate(self, directory): return Estimate()
+
+    def run(self, context):
+        (context.directory / "hello.txt").write_text(self.word)
+        return StageResult(("hello.txt",))
+
+def plan(job): return [Hello(job.word)]
+"""
+
+
+def test_a_job_is_a_whole_module(tmp_path: Path) -> None:
+    path, config = tmp_path / "my_job.py", tmp_path / "job.json"
+    path.write_text(JOB_FILE)
+    config.write_text(json.dumps({"job_type": "my_job.py", "output_dir": str(tmp_path / "run"), "word": "ciao"}))
+    assert easydistill.run(config, quiet=True).fresh
+    assert next((tmp_path / "run").rglob("hello.txt")).read_text() == "ciao"
+    assert not easydistill.run(config, quiet=True).fresh
+    path.write_text(JOB_FILE.replace("self.word)\n        return", "self.word.upper())\n        return"))
+    assert easydistill.run(config, quiet=True).fresh, "its stage is known by what the file says"
+    assert next((tmp_path / "run").rglob("hello.txt")).read_text() == "CIAO"
+    path.write_text(JOB_FILE.replace("def plan", "def planned"))
+    assert "declares no `plan(job)`" in said(config)
+
+
 def test_a_teacher_is_a_function_of_messages(tmp_path: Path) -> None:
     path = tmp_path / "my_teachers.py"
     path.write_text("def parrot(messages, *, mark: str = '!'): return messages[-1]['content'] + mark\n")
