@@ -17,9 +17,9 @@ import pytest
 
 from easydistill import api
 from easydistill.asking.answers_exchange import check, export, facts_of, import_into
-from easydistill.data.answers_cache import AnswersCache, in_use, using
+from easydistill.data.answers_cache import in_use, using
 from easydistill.data.answers_cache.entries import decode, encode
-from easydistill.data.answers_cache.store import ANSWERS
+from easydistill.data.answers_cache.store import ANSWERS, AnswersCache
 from easydistill.errors import ConfigError, DataError
 
 
@@ -184,7 +184,7 @@ HAMMER = textwrap.dedent(
     from threading import Thread
     sys.path.insert(0, sys.argv[4])
     from tests.unit.test_answers_cache import key_of, record_of
-    from easydistill.data.answers_cache import AnswersCache
+    from easydistill.data.answers_cache.store import AnswersCache
 
     directory, seed, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     with AnswersCache(directory) as cache:
@@ -243,7 +243,7 @@ CLAIMER = textwrap.dedent(
     """
     import sys, time
     from pathlib import Path
-    from easydistill.data.answers_cache import AnswersCache
+    from easydistill.data.answers_cache.store import AnswersCache
     with AnswersCache(Path(sys.argv[1])) as cache:
         print(cache.claims.take(sys.argv[2]), flush=True)
         time.sleep(60)

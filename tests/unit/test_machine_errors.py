@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
+from easydistill.asking.outputs import labeled_path_issues
 from easydistill.data import journal as journals
 from easydistill.data.files import replacing, sync, write_text
 from easydistill.data.journal import Journal
@@ -182,6 +183,14 @@ def test_a_directory_that_may_not_be_made_is_named_with_its_setting(tmp_path: Pa
         check_writable(tmp_path / "file" / "run", "output_dir")
     check_writable(tmp_path / "deep" / "run", "output_dir")
     assert list((tmp_path / "deep").iterdir()) == [tmp_path / "deep" / "run"]
+
+
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_paid(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (issue,) = labeled_path_issues(str(tmp_path / "file" / "labels.json"))
+    assert issue.path == "dataset.labeled_path" and "file is a file, not a directory" in issue.problem
+    assert not labeled_path_issues(str(tmp_path / "new" / "deep" / "labels.json"))
+    assert not (tmp_path / "new").exists()
 
 
 def test_room_is_refused_where_it_lacks_for_certain_and_told_where_it_may(tmp_path: Path) -> None:

@@ -308,7 +308,7 @@ def test_metrics_of_wrong_types_do_not_stop_the_report(tmp_path: Path, value: An
 @pytest.mark.parametrize("operator", [None, "", 3, {}])
 def test_a_stage_without_an_operator_is_no_synthesis(tmp_path: Path, operator: Any) -> None:
     folder = make_synthesis_run(tmp_path, operator=operator)
-    assert page_of(folder).sections() == ["rows", "time", "rejected", "settings", "use"]
+    assert page_of(folder).sections() == ["rows", "cost", "time", "rejected", "settings", "use"]
     assert end_lines(folder) == []
 
 

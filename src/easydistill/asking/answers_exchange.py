@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from easydistill.data.answers_cache import AnswersCache
+from easydistill.data.answers_cache import ABOUT
 from easydistill.data.answers_cache.entries import decode, encode, is_key
-from easydistill.data.answers_cache.store import ABOUT, ANSWERS, FORMAT, KIND, segment_path
+from easydistill.data.answers_cache.store import ANSWERS, FORMAT, KIND, AnswersCache, segment_path
 from easydistill.data.files import replacing
 from easydistill.errors import DataError
 from easydistill.signals.shared import SHARDS, SharedShards

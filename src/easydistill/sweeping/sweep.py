@@ -26,6 +26,7 @@ from easydistill import api
 from easydistill.config.location import is_remote
 from easydistill.config.reading import LoadedConfig
 from easydistill.config.reading.diagnose import closest
+from easydistill.config.reading.typed import as_source
 from easydistill.data.files import write_json
 from easydistill.engine.run_directory import RunDirectory
 from easydistill.engine.runner import Runner
@@ -113,7 +114,8 @@ class Sweep:
         overrides: Sequence[str] = (),
         output: str | Path | None = None,
     ) -> None:
-        self._config = config if isinstance(config, Mapping) else str(config)
+        given = as_source(config)
+        self._config = given if isinstance(given, Mapping) else str(given)
         self._overrides = tuple(overrides)
         named = self._folder(variants) if output is None else str(output)
         if is_remote(named):
