@@ -17,8 +17,8 @@ _IMAGES = (
 )
 _VIDEO = "videos and pictures are not generated or judged here: teacher and student see text alone"
 _AGENTS = (
-    "agents are written anew here: the job agent_trajectories plays tasks with tools, a mock user and a rubric, and its "
-    "rows are trained on as they are (examples/agent_trajectories)"
+    "agents are written anew here: the job agent_trajectories plays tasks with tools, a mock user and a rubric, and "
+    "its rows are trained on as they are (examples/agent_trajectories)"
 )
 _SEARCH = "search agents are not here yet: no searches are made while rows are made"
 _DRAFT = (
