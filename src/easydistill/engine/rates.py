@@ -3,13 +3,15 @@
     seconds of a stage to come = its work × (seconds / work) of stages of the same kind
 
 The file is `rates.jsonl` in the cache directory, or where `EASYDISTILL_RATES` says; with that empty, none is kept. It
-holds kinds of work, amounts, seconds and dates, and nothing of configs or data. It may be deleted at any time.
+holds kinds of work, amounts, seconds, dates, and the machine's processor or a server's address and model; nothing else
+of configs, and nothing of data. It may be deleted at any time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import json
 import math
 import os
@@ -42,6 +44,8 @@ class Rate:
     threads: int
     """Of the processor that it could use."""
     date: str
+    machine: str = ""
+    """Its processor and GPUs: the file may lie where several machines read it."""
     probed: bool = False
     """It was measured for a plan, not run."""
 
@@ -71,13 +75,33 @@ def threads() -> int:
     return int(named) if named.isdecimal() and int(named) > 0 else len(os.sched_getaffinity(0))
 
 
+@functools.cache
+def machine() -> str:
+    """The processor and the GPUs, as Linux names them; CUDA is not started for it."""
+    names = [_first("/proc/cpuinfo", "model name"), str(os.cpu_count())]
+    folder = Path("/proc/driver/nvidia/gpus")
+    with contextlib.suppress(OSError):
+        names += sorted(_first(str(path / "information"), "Model") for path in folder.iterdir())
+    return ", ".join(filter(None, names))
+
+
+def _first(path: str, key: str) -> str:
+    """The first value of a key in a file of the kernel's; empty if there is none."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        for line in Path(path).read_text(encoding="utf-8").splitlines():
+            name, colon, value = line.partition(":")
+            if colon and name.strip() == key:
+                return value.strip()
+    return ""
+
+
 def record(work: Work, seconds: float, *, probed: bool = False) -> None:
     """Add a line. A file that cannot be written is no reason for a run to fail."""
     path = rates_file()
     if path is None or work.amount <= 0 or seconds <= 0:
         return
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    rate = Rate(work.kind, work.on, work.amount, round(seconds, 3), threads(), now, probed)
+    rate = Rate(work.kind, work.on, work.amount, round(seconds, 3), threads(), now, machine(), probed)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
@@ -107,6 +131,8 @@ def expected(work: Work | None, rates: Sequence[Rate]) -> Expected | None:
     if work is None or work.amount <= 0:
         return None
     alike = [rate for rate in rates if (rate.kind, rate.on) == (work.kind, work.on)]
+    if work.on in ("cpu", "gpu"):
+        alike = [rate for rate in alike if rate.machine == machine()]
     if work.on == "cpu":
         alike = [rate for rate in alike if rate.threads == threads()]
     # What was run says more than what was measured for a plan.

@@ -307,8 +307,8 @@ class Runner:
             versions=package_versions(),
             notices=list(context.notices),
         )
-        manifest.write(directory)
         meter.read(fingerprint).write(directory)
+        manifest.write(directory)
         if not begun and (work := work_of(stage)) is not None:
             # What goes on with earlier work says nothing of the whole.
             keep_rate(work, watch.total)

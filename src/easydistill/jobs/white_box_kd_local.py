@@ -165,7 +165,11 @@ def _forms(job: Job) -> Forms | None:
 def plan(job: Job) -> list[Stage]:
     """label (unless labels are given) → [rollout] → score (unless signals are given) → train → evaluate."""
     apart = job.labels and job.inference.thoughts == "apart"
-    known = {"awaits_thoughts": apart, "shown_to": job.models, "answer_tokens": job.inference.max_new_tokens}
+    known: dict[str, Any] = {
+        "awaits_thoughts": apart,
+        "shown_to": job.models,
+        "answer_tokens": job.inference.max_new_tokens,
+    }
     rows = LabelledRows(job.dataset, job.evaluation, job.labels, **known)
     labelled = rows
     training = job.training.model_copy(update={"max_length": job.max_length})

@@ -31,7 +31,9 @@ def disk_lines(stages: Sequence[PlannedStage], directory: Path) -> list[str]:
         return []
     parts: dict[str, int] = {}
     for stage in stages:
-        for name, size in (stage.estimate.disk_parts or {}).items() if stage.state != "done" else ():
+        if stage.state == "done":
+            continue
+        for name, size in (stage.estimate.disk_parts or {}).items():
             parts[name] = parts.get(name, 0) + size
     largest = ", ".join(f"{name} {size / _GB:.1f}" for name, size in sorted(parts.items(), key=lambda item: -item[1]))
     fits = "does not fit" if needed > free else "hardly fits"

@@ -130,7 +130,9 @@ def training_memory(
         process=PROCESS if steps.on == "cpu" else 0,
         trained=trained,
     )
-    return replace(found, answers=max(0, _writing_bytes(shape, training, each, computed, steps) - found.of_a_step))
+    # Gradients that are not summed up are gone when answers are written.
+    free = found.of_a_step + (gradients if alone and training.gradient_accumulation_steps == 1 else 0)
+    return replace(found, answers=max(0, _writing_bytes(shape, training, each, computed, steps) - free))
 
 
 def _later(whole: int, passing: int, loss: int, gradients: int, end: int) -> tuple[int, int, int, int]:
@@ -185,9 +187,12 @@ def _slice_bytes(shape: ModelShape, training: TrainerConfig, computed: int, batc
 
 
 def _tile_bytes(shape: ModelShape, computed: int, batch: Batch, steps: Steps) -> int:
-    """Of TRL's tiles: Triton's kernels overwrite the logits; without them a backward pass holds several copies."""
-    tile = min(max(1, batch.learned), _TILE_ROWS) * min(shape.vocabulary, _TILE_WIDTH)
-    return tile * (computed + (_TILE_TORCH if steps.on == "cpu" else 0)) + 4 * _TILE_WIDTH * shape.hidden
+    """Of TRL's tiles: Triton's kernels overwrite the logits of learned tokens; without them every position is scored,
+    prompts and padding too, and a backward pass holds several copies."""
+    cpu = steps.on == "cpu"
+    rows = min(max(1, batch.tokens if cpu else batch.learned), _TILE_ROWS)
+    tile = rows * min(shape.vocabulary, _TILE_WIDTH)
+    return tile * (computed + (_TILE_TORCH if cpu else 0)) + 4 * _TILE_WIDTH * shape.hidden
 
 
 def _writing_bytes(shape: ModelShape, training: TrainerConfig, each: int, computed: int, steps: Steps) -> int:
