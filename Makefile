@@ -148,6 +148,7 @@ bench-gpu: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/memory_table.py
 	$(SITE)
 
 # The wheel is built from the sdist, so the sdist is whole.

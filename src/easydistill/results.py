@@ -133,6 +133,17 @@ class RunResult:
         """`done`, `failed`, `interrupted` or `running`."""
         return str(self.summary.get("status", ""))
 
+    @property
+    def cost(self) -> float | None:
+        """What models behind APIs have cost, in the currency of the prices; None if none was asked, or a price is not
+        known."""
+        from easydistill.report.costs import total
+        from easydistill.report.synthesis import bills_of
+
+        stages = [stage for run in (self, *self.jobs.values()) for stage in run.summary.get("stages", {}).values()]
+        bills = [bill for stage in stages for bill in bills_of(stage["metrics"])]
+        return total(bills, "cost") if bills else None
+
     @cached_property
     def jobs(self) -> dict[str, RunResult]:
         """The results of a pipeline's jobs, by name; empty for other jobs."""

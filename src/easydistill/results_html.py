@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +23,8 @@ class Shown(Protocol):
     def run_directory(self) -> Path: ...
     @property
     def status(self) -> str: ...
+    @property
+    def cost(self) -> float | None: ...
     @property
     def report(self) -> Path: ...
     @property
@@ -44,8 +46,8 @@ def result_html(result: Shown) -> str:
         rejected = f", {rows['rejected']} rejected ({reasons})" if rows.get("rejected") else ""
         words = f"{rows['entered']} rows read, {rows['accepted']} accepted{rejected}"
         parts.append(f"<p>{escape(words)}</p>")
-    if (cost := spent(summary)) is not None:
-        parts.append(f"<p>{escape(f'spent: {cost:.4f}')}</p>")
+    if result.cost is not None:
+        parts.append(f"<p>cost: {result.cost:.4g}</p>")
     links = [_link("report", result.report), _link("student", result.student), _link("files", result.run_directory)]
     parts.append(f"<p>{' · '.join(link for link in links if link)}</p>")
     return f"<div class='easydistill-result'>{''.join(parts)}</div>"
@@ -56,21 +58,6 @@ def rows_html(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row))
     table = _table(rows, names) if rows else "<p>none</p>"
     return f"<div class='easydistill-rows'><p>{escape(title)}: the first {len(rows)}</p>{table}</div>"
-
-
-def spent(summary: Mapping[str, Any]) -> float | None:
-    """What a run has cost, in the currency of the prices; None without prices."""
-    costs = [cost for stage in summary.get("stages", {}).values() for cost in _costs(stage.get("metrics"))]
-    return sum(costs) if costs else None
-
-
-def _costs(metrics: Any) -> Iterable[float]:
-    if isinstance(metrics, Mapping):
-        for name, value in metrics.items():
-            if name == "cost" and isinstance(value, int | float):
-                yield value
-            else:
-                yield from _costs(value)
 
 
 def _took(summary: Mapping[str, Any]) -> str:

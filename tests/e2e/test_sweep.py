@@ -16,6 +16,8 @@ from tests.support.fault_server import Running, prompt, running
 from tests.support.jobs import api_job, command, write_config
 
 from easydistill.cli import main
+from easydistill.sweeping import sweep as run_sweep
+from easydistill.sweeping import variants_of
 
 RATES = ("1e-3", "3e-3", "1e-2", "3e-2")
 
@@ -106,6 +108,17 @@ def test_a_wrong_variant_is_told_before_anything_is_paid(
     assert server.stats()["attempts"] == {} and not (tmp_path / "run").exists()
 
 
+def test_a_config_of_python_is_swept_too(server: Running, tmp_path: Path) -> None:
+    server.reset()
+    job = json.loads(labelling(tmp_path, server, ["a", "b"]).read_text())
+    job["dataset"]["instruction_path"] = Path(job["dataset"]["instruction_path"])
+    told: list[str] = []
+    result = run_sweep(job, variants_of(["inference.seed=3"]), quiet=True, say=told.append)
+    assert result.exit_code == 0 and [outcome.name for outcome in result.outcomes] == ["seed=3"]
+    assert result.page is None and server.stats()["attempts"] == {"a": 1, "b": 1}
+    assert told == ["=== [1/1] seed=3"]
+
+
 def test_the_answers_of_a_run_in_the_same_folder_are_used(server: Running, tmp_path: Path) -> None:
     server.reset()
     config = labelling(tmp_path, server, ["a", "b"])
@@ -129,12 +142,12 @@ def test_four_learning_rates_over_an_api_pay_for_each_question_once(
     grid = ["--grid", f"training.learning_rate={','.join(RATES)}"]
 
     process = start(config, *grid)
-    done = first / "run/learning_rate=1e-3/summary.json"
     deadline = time.monotonic() + 900
-    while not (done.is_file() and json.loads(done.read_text())["status"] == "done"):
+    while not (first / "run/sweep.json").is_file():
+        # It is there once the first variant has ended.
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
-    # The sweep alone: its variant must end with it.
+    # The sweep alone: the second variant, which it has begun, must end with it.
     os.kill(process.pid, signal.SIGKILL)
     out, _ = process.communicate(timeout=60)
     weights = (first / "run/learning_rate=1e-3/student/model.safetensors").stat()
@@ -148,8 +161,9 @@ def test_four_learning_rates_over_an_api_pay_for_each_question_once(
     rows = [line for line in out.splitlines() if line.startswith("learning_rate=") and " done " in line]
     losses = [float(line.split()[2]) for line in rows]
     assert len(losses) == 4 and losses == sorted(losses) and len(set(losses)) > 1
-    page = (first / "run/compare.md").read_text()
-    assert all(f"learning_rate={rate}" in page for rate in RATES) and "training.learning_rate" in page
+    page = (first / "run/compare.md").read_text().replace("\\_", "_")
+    assert all(f"learning_rate={rate}" in page for rate in RATES)
+    assert "| `training.learning_rate` | 0.001 | 0.003 | 0.01 | 0.03 |" in page
 
     assert main(["answers", "export", str(first / "run/answers_cache"), str(tmp_path / "answers.tar.gz")]) == 0
     assert main(["answers", "import", str(tmp_path / "cache"), str(tmp_path / "answers.tar.gz")]) == 0

@@ -44,47 +44,23 @@ SMALL: dict[str, list[str]] = {
     "10_choose_a_method": [TEACHER, STUDENT, "dataset.max_samples=24", "inference.max_new_tokens=16"],
 }
 """What is set for a task, beside what its page says."""
-_ADJECTIVES = ["old", "quiet", "narrow", "wooden", "bright", "heavy", "foreign", "careful", "broken", "hidden"]
-_THINGS = [
-    "bridge",
-    "garden",
-    "clock",
-    "letter",
-    "harbour",
-    "kitchen",
-    "violin",
-    "library",
-    "train",
-    "lantern",
-    "market",
-]
-_ASKS = (
-    "Describe how a {a} {b} could be repaired after {c}",
-    "Write four lines about a {a} {b} that {c}",
-    "List reasons why the {a} {b} near the {d} matters when {c}",
-    "Explain to a visitor what a {a} {b} has to do with a {d}, given that {c}",
-    "Which questions would you ask about a {b} and a {d} if {c}?",
-)
-_WHEN = (
-    "a storm in spring",
-    "nobody came for seven years",
-    "the owner moved abroad",
-    "the village doubled in size",
-    "the last ferry was late",
-    "two sisters shared it",
-)
+_WORDS = sorted(set(re.findall(r"[a-z]{4,}", (ROOT / "examples/quickstart/prompts.json").read_text())))
 
 
 def answer(text: str, number: int) -> str:
-    """A new instruction where one is wanted, else an answer that depends on the question alone."""
-    chance = random.Random(f"{text}/{number}" if "<instruction>" in text else text)
-    a, b, d = chance.choice(_ADJECTIVES), chance.choice(_THINGS), chance.choice(_THINGS)
-    if "<instruction>" in text:
-        return f"<instruction>{chance.choice(_ASKS).format(a=a, b=b, c=chance.choice(_WHEN), d=d)}</instruction>"
-    return f"It is much like a {a} {b}: look at it from the {d}, and take your time."
+    """A new instruction, unlike the others, where one is wanted; else an answer that depends on the question alone."""
+    wanted = "<instruction>" in text
+    chance = random.Random(f"{text}/{number}" if wanted else text)
+    if wanted:
+        return f"<instruction>Tell me about {' '.join(chance.sample(_WORDS, 9))}.</instruction>"
+    return f"It has to do with {' and '.join(chance.sample(_WORDS, 3))}; look at it closely, and take your time."
 
 
-_OF_LIBRARIES = re.compile(r"Failed to load .*torchao|W\d{4} |\[\d{4}-\d\d-\d\d|(Loading|Writing) |nanobind:| - ")
+_OF_LIBRARIES = re.compile(
+    r"Failed to load .*torchao|\[?W\d{4} |\[\d{4}-\d\d-\d\d|(Loading|Writing) |nanobind:| - "
+    r"|\(MainProcess |.*(Future|User)Warning: |  (if hasattr|wrapper = |warnings\.)"
+)
+"""Lines that are torch's, vLLM's and others', and depend on the machine."""
 
 
 @dataclass
@@ -145,7 +121,7 @@ def _environment(task: str, folder: Path, bin: Path, tiny: Path, url: str) -> di
     script = small / "easydistill"
     script.write_text(
         "#!/bin/sh\n"
-        f'case "$1" in run|plan|preview) exec {bin}/easydistill "$@" {settings};; esac\n'
+        f'case "$1" in run|plan|preview|sweep) exec {bin}/easydistill "$@" {settings};; esac\n'
         f'exec {bin}/easydistill "$@"\n'
     )
     script.chmod(0o755)
@@ -164,7 +140,8 @@ def _environment(task: str, folder: Path, bin: Path, tiny: Path, url: str) -> di
 
 def _as_read(text: str, folder: Path, tiny: Path, url: str) -> str:
     """What is printed, without what is of this machine alone: its paths, and what its libraries say of themselves."""
-    for here, shown in ((str(folder), "."), (str(tiny), "tiny-model"), (url, "http://localhost:8000/v1")):
+    places = {str(folder): ".", str(tiny): "tiny-model", url: "http://localhost:8000/v1", str(Path.home()): "~"}
+    for here, shown in places.items():
         text = text.replace(here, shown)
     lines = (line.rpartition("\r")[2] for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines())
     return "".join(f"{line.rstrip()}\n" for line in lines if line.strip() and not _OF_LIBRARIES.match(line))

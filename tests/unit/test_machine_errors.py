@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
+from easydistill.asking.outputs import labeled_path_issues
 from easydistill.data import journal as journals
 from easydistill.data.files import replacing, sync, write_text
 from easydistill.data.journal import Journal
@@ -136,6 +137,11 @@ def test_what_was_handled_and_put_out_of_sight_is_no_reason(tmp_path: Path) -> N
     assert machine_error(error, tmp_path) is not None
     error.__suppress_context__ = True
     assert machine_error(error, tmp_path) is None
+    # What somebody was ready for: a file that may be read or not, a pipe that is empty.
+    for expected in (of_system(errno.EACCES, "/etc/shadow"), BlockingIOError(errno.EAGAIN, "again")):
+        error = ValueError("x")
+        error.__context__ = expected
+        assert machine_error(error, tmp_path) is None
 
 
 def test_errors_of_the_machine_are_sent_between_processes_as_they_are(tmp_path: Path) -> None:
@@ -182,6 +188,14 @@ def test_a_directory_that_may_not_be_made_is_named_with_its_setting(tmp_path: Pa
         check_writable(tmp_path / "file" / "run", "output_dir")
     check_writable(tmp_path / "deep" / "run", "output_dir")
     assert list((tmp_path / "deep").iterdir()) == [tmp_path / "deep" / "run"]
+
+
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_paid(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (issue,) = labeled_path_issues(str(tmp_path / "file" / "labels.json"))
+    assert issue.path == "dataset.labeled_path" and "file is a file, not a directory" in issue.problem
+    assert not labeled_path_issues(str(tmp_path / "new" / "deep" / "labels.json"))
+    assert not (tmp_path / "new").exists()
 
 
 def test_room_is_refused_where_it_lacks_for_certain_and_told_where_it_may(tmp_path: Path) -> None:

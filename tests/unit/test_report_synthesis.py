@@ -308,7 +308,7 @@ def test_metrics_of_wrong_types_do_not_stop_the_report(tmp_path: Path, value: An
 @pytest.mark.parametrize("operator", [None, "", 3, {}])
 def test_a_stage_without_an_operator_is_no_synthesis(tmp_path: Path, operator: Any) -> None:
     folder = make_synthesis_run(tmp_path, operator=operator)
-    assert page_of(folder).sections() == ["rows", "time", "rejected", "settings", "use"]
+    assert page_of(folder).sections() == ["rows", "cost", "time", "rejected", "settings", "use"]
     assert end_lines(folder) == []
 
 
@@ -471,6 +471,12 @@ def test_the_end_of_a_run_tells_what_was_made_and_where(tmp_path: Path) -> None:
         f"card:    {folder}/stages/1-synthesise/README.md",
         "copy:    new.json",
     ]
+
+
+def test_a_budget_that_was_too_small_is_told(tmp_path: Path) -> None:
+    told = end_lines(make_synthesis_run(tmp_path, wanted=2000, budget=6000))
+    assert told[1].strip() == "2,000 rows were wanted, and the budget of 6,000 candidates is used up"
+    assert "synthesis.budget" in told[2]
 
 
 def test_the_jobs_of_a_pipeline_each_tell_theirs(tmp_path: Path) -> None:

@@ -618,3 +618,11 @@ def test_broken_lines_keep_their_text(tmp_path: Path) -> None:
     (tmp_path / "r.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n{"b\n'))
     _, broken = rows_of(tmp_path / "r.jsonl.gz")
     assert isinstance(broken, BrokenRow) and broken["text"] == '{"b\n'
+
+
+def test_a_line_that_was_cut_off_says_so_and_where(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"instruction": "whole"}\n{"instruction": "cut off\n{"instruction": "whole too"}\n')
+    _, broken, _ = rows_of(str(path))
+    assert isinstance(broken, BrokenRow)
+    assert broken.problem == "not valid JSON: Unterminated string starting at column 17"

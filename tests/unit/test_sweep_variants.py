@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from easydistill import api
+from easydistill.config.job import JobConfig
+from easydistill.engine.stage import Estimate, PlannedStage
 from easydistill.errors import ConfigError
+from easydistill.sweeping.plan import planned
 from easydistill.sweeping.table import Outcome, deciding, is_metric, lines, ordered
 from easydistill.sweeping.variants import read_list, variants_of
 
@@ -98,3 +103,25 @@ def test_the_best_variant_comes_first_in_the_direction_of_the_metric() -> None:
     assert told[1].split()[2] == "20.0%" and "higher is better" in told[-1]
     assert "no variant measured rouge_l; measured are kl, agreement" in lines(found, "rouge_l")[-1]
     assert is_metric("kl/math") and is_metric("reward/brevity") and not is_metric("k")
+
+
+def test_the_plan_says_who_pays_for_what(tmp_path: Path) -> None:
+    (tmp_path / "prompts.json").write_text('[{"instruction": "a"}, {"instruction": "b"}]')
+
+    def job(**sampling: Any) -> JobConfig:
+        return api.load(
+            {
+                "job_type": "black_box_kd_api",
+                "dataset": {"instruction_path": str(tmp_path / "prompts.json")},
+                "inference": {"base_url": "http://127.0.0.1:9/v1", "model": "teacher", **sampling},
+                "models": {"student": "org/student"},
+            },
+            [f"training.learning_rate={sampling.get('seed', 0) + 1}e-5"],
+        ).job
+
+    stages = [PlannedStage("label", "pending", Estimate(calls=2)), PlannedStage("train", "pending", Estimate())]
+    done = [PlannedStage("label", "done", Estimate(calls=0)), stages[1]]
+    found = planned([("a", job(), stages), ("b", job(), stages), ("c", job(seed=7), stages), ("d", job(), done)])
+    assert [variant.shared for variant in found] == [{}, {"label": "a"}, {}, {}]
+    paid = [[stage.estimate.calls for stage in variant.paid()] for variant in found]
+    assert paid == [[2, None], [None, None], [2, None], [None]]

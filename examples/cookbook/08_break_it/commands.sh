@@ -1,5 +1,5 @@
 easydistill validate typos.jsonc || echo "exit code $?"
-timeout -s KILL 20 easydistill run kd.jsonc || echo "exit code $?"         # the plug is pulled after 20 seconds
-easydistill run kd.jsonc                                                   # goes on from there; row 7 is set aside
-sed -i '7s/.*/{"instruction": "How do I sharpen a knife?"}/' rows.jsonl    # row 7 is mended
-easydistill run kd.jsonc                                                   # asks about that row alone, trains again
+easydistill run kd.jsonc & until grep -qs "stage train starts" runs/kd/log.txt; do sleep 0.2; done; kill -9 $!  # a power cut
+easydistill run kd.jsonc
+sed -i '7s/.*/{"instruction": "How do I sharpen a knife?"}/' rows.jsonl
+easydistill run kd.jsonc

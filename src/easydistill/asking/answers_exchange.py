@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from easydistill.data.answers_cache import AnswersCache
+from easydistill.data.answers_cache import ABOUT
 from easydistill.data.answers_cache.entries import decode, encode, is_key
-from easydistill.data.answers_cache.store import ABOUT, ANSWERS, FORMAT, KIND, segment_path
+from easydistill.data.answers_cache.store import ANSWERS, FORMAT, KIND, AnswersCache, segment_path
 from easydistill.data.files import replacing
 from easydistill.errors import DataError
 from easydistill.signals.shared import SHARDS, SharedShards
@@ -274,7 +274,9 @@ def _import_file(cache: AnswersCache, source: Path) -> Imported:
                 folder = Path(waiting)
                 for member in archive:
                     _extract_shard(archive, member, folder)
-            theirs = SharedShards(folder, flat=True)
+                theirs = SharedShards(folder, flat=True)
+                if sum(map(theirs.is_whole, theirs.sizes())) != about["signals"]:
+                    raise DataError("its signals are not those that were exported")
             taken = sum(SharedShards(cache.directory).take(name, theirs) for name in theirs.sizes())
             return segment.result(taken)
     except (tarfile.TarError, EOFError, OSError, KeyError, ValueError) as error:

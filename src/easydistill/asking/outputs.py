@@ -22,6 +22,7 @@ from easydistill.data.writing import (
     write_paper_json,
     write_parquet,
 )
+from easydistill.engine.checks import unwritable_issues
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import REJECTED, StageContext
 from easydistill.errors import ConfigIssue
@@ -105,7 +106,9 @@ def _put(made: Path, target: Path) -> None:
 
 def labeled_path_issues(path: str | None) -> list[ConfigIssue]:
     """Problems with `dataset.labeled_path` as an output file."""
-    if path is None or Path(path).suffix.lower() in {".json", ".jsonl", ".parquet"}:
+    if path is None:
         return []
+    if Path(path).suffix.lower() in {".json", ".jsonl", ".parquet"}:
+        return unwritable_issues("dataset.labeled_path", path)
     problem = f"{json.dumps(path)} has no suffix that names a format"
     return [ConfigIssue("config", "dataset.labeled_path", problem, "end it in .json, .jsonl or .parquet")]

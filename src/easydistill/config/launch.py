@@ -21,12 +21,12 @@ def _port_exists(address: str) -> str:
 
 
 class LaunchConfig(Section):
-    """Several processes for the stages that train or score. What is learned depends on their number only as one process
-    does on its batch size: a step has `per_device_train_batch_size` rows for each of them."""
+    """Several processes for the stages that train or score. A step has `per_device_train_batch_size` rows for each of
+    them, so two processes learn what one with twice the batch size learns."""
 
     processes: PositiveInt | Literal["auto"] = "auto"
-    """Processes on each machine; `auto`: as many as a launcher has started or says, else one for each GPU, one without
-    a GPU."""
+    """Processes on each machine. `auto`: one for each GPU, one without a GPU; or as many as a launcher such as torchrun
+    starts."""
     nodes: PositiveInt | Literal["auto"] = "auto"
     """Machines that train together, with the run directory on storage that all of them see. The same command is started
     on each, by a launcher or with `--node-rank 0`, `--node-rank 1` and so on. `auto`: as many as a launcher says, else

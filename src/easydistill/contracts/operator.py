@@ -159,10 +159,10 @@ class OperatorConfig(Section):
     prompts: dict[str, NonEmptyStr | PromptText] = {}  # noqa: RUF012 (pydantic copies it)
     """Replacements of built-in prompts, by the prompt's name: a file, or `{"text": …}` with the template itself."""
     reply: Literal["tags", "json", "plain"] = "tags"
-    """Form in which the model is asked to reply. Local models are constrained to `json`. With `plain` the whole reply
-    is one text, and only scores are JSON."""
+    """Form in which the model is asked to reply: `tags` such as `<instruction>…</instruction>`, `json`, which a model
+    on this machine is then unable to miss, or `plain`, the whole reply as one text (scores are JSON even so)."""
     seed: Seed = 0
-    """Seed of every random choice that the operator makes."""
+    """Seed of every random choice that the job makes."""
 
 
 class Tools(Protocol):

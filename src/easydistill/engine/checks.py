@@ -13,6 +13,7 @@ from easydistill.data.row_files.broken import PlaceError
 from easydistill.data.row_files.first_bytes import check_files
 from easydistill.data.row_files.hub_place import HubPlace
 from easydistill.data.row_files.places import check_name, place_of
+from easydistill.engine.machine.room import unwritable
 from easydistill.errors import ConfigIssue
 
 
@@ -22,6 +23,13 @@ def missing_file(key: str, path: str | None) -> list[ConfigIssue]:
         return []
     hint = f"paths are relative to the working directory, {Path.cwd().name}/"
     return [ConfigIssue("config", key, f"{json.dumps(path)}: no such file", hint)]
+
+
+def unwritable_issues(key: str, path: str | None) -> list[ConfigIssue]:
+    """An issue if what `key` names cannot be written, which would show only once everything is paid for."""
+    if path is None or (why := unwritable(Path(path))) is None:
+        return []
+    return [ConfigIssue("config", key, f"{json.dumps(path)} cannot be written: {why}", "name another place")]
 
 
 def missing_folder(key: str, path: str | None) -> list[ConfigIssue]:

@@ -61,6 +61,7 @@ def jobs_of(facts: Facts) -> list[JobFacts]:
         status = "done" if stage is not None else as_text(summary.get("status")) or "waits"
         inner = [as_dict(value) for value in as_dict(summary.get("stages")).values()]
         rows = as_dict(summary.get("rows")) if summary else {}
+        last = as_float(summary.get("seconds"))
         seconds = [s for value in inner if (s := as_float(value.get("seconds"))) is not None]
         bills = _bills(spending.get(name), inner, as_dict(built_in.get(name)))
         found.append(
@@ -69,7 +70,7 @@ def jobs_of(facts: Facts) -> list[JobFacts]:
                 job_type=as_text(as_dict(written.get(name)).get("job_type")) or as_text(summary.get("job_type")),
                 status=status,
                 report=f"stages/{folder.name}/report.html" if (folder / "summary.json").is_file() else "",
-                seconds=stage.seconds if stage is not None else sum(seconds) if seconds else None,
+                seconds=stage.seconds if stage is not None else sum(seconds) if seconds else last,
                 entered=as_int(rows.get("entered")) if inner else None,
                 left=as_int(rows.get("accepted")) if inner else None,
                 rejected=as_int(rows.get("rejected")) or 0,
@@ -121,11 +122,12 @@ def _summed(bills: Sequence[Spent]) -> Spent:
 def pipeline_lede(facts: Facts) -> str:
     """What the jobs did, in a sentence or two."""
     jobs = jobs_of(facts)
-    done = sum(job.status == "done" for job in jobs)
+    done = [job.name for job in jobs if job.status == "done"]
     bills = [bill for job in jobs for bill in job.bills]
-    what = f"{plural(done, 'job')} ran" if done == len(jobs) else f"{done} of {plural(len(jobs), 'job')} are complete"
+    every = len(done) == len(jobs)
+    what = f"{plural(len(jobs), 'job')} ran" if every else f"{len(done)} of {plural(len(jobs), 'job')} are complete"
     asked = bills_words(bills) if bills else _local_words(jobs)
-    return f"{what}: {', '.join(job.name for job in jobs)}. {asked}"
+    return f"{what}{f': {names}' if (names := ', '.join(done)) else ''}. {asked}"
 
 
 def _local_words(jobs: Sequence[JobFacts]) -> str:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from easydistill.contracts.teacher import (
     MALFORMED_CALL,
@@ -26,10 +26,13 @@ from easydistill.contracts.teacher import (
     Teacher,
     outcome_from_record,
 )
-from easydistill.data.answers_cache import AnswersCache, in_use
+from easydistill.data.answers_cache import in_use
 from easydistill.data.records import content_hash
 from easydistill.engine.interrupt import StopSignal
 from easydistill.teachers.ledger import Metered
+
+if TYPE_CHECKING:
+    from easydistill.data.answers_cache.store import AnswersCache
 
 FROM_CACHE = "from_answers_cache"
 """Key of `Completion.extra` in the journal of a run that did not ask for the answer itself."""

@@ -112,7 +112,8 @@ def _server(section: type[BaseModel] | None) -> list[str]:
         info = section.model_fields[field]
         lines.append(_comment(info, 4))
         example = _EXAMPLES.get(("inference", field), "name-of-the-model")
-        lines.append(f'    // "{field}": {json.dumps(example)},')
+        # Further in than the defaults below, beside which these keys have no place.
+        lines.append(f'    //   "{field}": {json.dumps(example)},')
     return [
         *lines,
         "    // Its other keys, such as prices and max_cost, are in docs/teachers.md. Those of this machine:",

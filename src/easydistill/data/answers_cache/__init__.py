@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from easydistill.data.answers_cache.store import ABOUT, AnswersCache
+if TYPE_CHECKING:
+    from easydistill.data.answers_cache.store import AnswersCache
 
-__all__ = ["AnswersCache", "in_use", "using"]
+ABOUT = "format.json"
+"""The file that says what a folder is."""
 
 _stack: list[AnswersCache] = []
 
@@ -34,10 +37,13 @@ def using(
     Raises:
         ConfigError: the folder cannot be used.
     """
-    path = Path(directory or "").expanduser()
-    if directory is None or not (make or (path / ABOUT).is_file()):
+    path = None if directory is None else Path(directory).expanduser()
+    if path is None or not (make or (path / ABOUT).is_file()):
         yield
         return
+    # Here, because most commands use none.
+    from easydistill.data.answers_cache.store import AnswersCache
+
     if _stack and _stack[-1].directory.resolve() == path.resolve():
         # One for a process: see `Claims`.
         yield

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from easydistill.data.answers_cache import ABOUT
 from easydistill.data.answers_cache.claims import Claims
 from easydistill.data.answers_cache.entries import Place, decode, encode, is_key, places
 from easydistill.data.files import read_json, write_json
@@ -29,7 +30,6 @@ from easydistill.errors import ConfigError, ConfigIssue
 
 FORMAT = 1
 KIND = "easydistill answers"
-ABOUT = "format.json"
 ANSWERS = "answers"
 CLAIMS = "claims.lock"
 FSYNC_SECONDS = 5.0

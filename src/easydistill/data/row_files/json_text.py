@@ -25,9 +25,14 @@ def jsonl_rows(open_file: Open) -> Iterator[Any]:
             if not line.strip():
                 continue
             try:
-                yield json.loads(line.decode("utf-8-sig"))
+                # A line that was cut off ends where the file's line does: not in a newline inside its text.
+                yield json.loads(line.decode("utf-8-sig").rstrip("\r\n"))
             except (ValueError, RecursionError) as error:
-                yield BrokenRow(f"not valid JSON: {error}", line.decode("utf-8", "replace")[:2000])
+                # The position's line is always 1: it is the row's.
+                problem = str(error)
+                if isinstance(error, json.JSONDecodeError):
+                    problem = f"{error.msg.removesuffix(' at')} at column {error.colno}"
+                yield BrokenRow(f"not valid JSON: {problem}", line.decode("utf-8", "replace")[:2000])
 
 
 def json_rows(path: Path, open_file: Open) -> Iterator[Any]:

@@ -140,6 +140,14 @@ def _size_of(path: Path) -> int:
     return total
 
 
+def unwritable(path: Path) -> str | None:
+    """Why a file or directory cannot be made at a path, as far as that shows without trying; None if it does not."""
+    place = existing(path.parent)
+    if not place.is_dir():
+        return f"{place} is a file, not a directory"
+    return None if os.access(place, os.W_OK | os.X_OK) else f"{who_may(place)}, or its file system is read-only"
+
+
 def who_may(path: Path) -> str:
     """Whose the nearest existing place of a path is, and who asks."""
     place = existing(path)

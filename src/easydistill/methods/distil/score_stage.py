@@ -18,7 +18,7 @@ from easydistill.contracts.loss import DistillationConfig
 from easydistill.data.files import hash_file, link_or_copy, set_aside, write_text
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Rejection, Sample, content_hash, count_reasons, is_cut
-from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
+from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows, unwritable_issues
 from easydistill.engine.devices import answering_bytes, kind_of_device
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import Estimate, StageContext, StageResult, Work
@@ -146,6 +146,7 @@ class ScoreStage:
             issues += model_issues(key, reference)
         if scoring.teacher_template is not None:
             issues += missing_file("inference.template", scoring.teacher_template)
+        issues += unwritable_issues("dataset.logits_path", scoring.logits_path)
         return issues + student_issues(scoring.models)
 
     def examine(self) -> list[ConfigIssue]:

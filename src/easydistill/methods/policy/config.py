@@ -36,7 +36,8 @@ class PolicyConfig(Section):
     num_iterations: PositiveInt = 1
     """Passes over the answers of a round (μ; PPO's epochs)."""
     epsilon: PositiveShare = 0.2
-    """ε: share by which a token's probability may fall before the token stops counting."""
+    """ε: a token stops counting in a round once its probability has fallen by this share, so that no step goes too
+    far."""
     epsilon_high: PositiveFloat | None = None
     """Share by which it may rise; by default ε."""
     eval_steps: NonNegativeInt = 20

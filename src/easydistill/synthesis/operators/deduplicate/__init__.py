@@ -50,9 +50,11 @@ class Config(Section):
     """Part of a row that is compared; prompts only with those under the same system text, with the same tools, template
     variables and images. To keep several chains of thought per problem, use `answer` or `both`."""
     near_duplicate: PositiveShare = NEAR_DUPLICATE
-    """Minimum estimated Jaccard similarity (MinHash, 5-character shingles) of near duplicates."""
+    """Texts are near duplicates from this share of common pieces of 5 characters on, of all pieces that they have
+    (Jaccard similarity, estimated by MinHash)."""
     too_similar: Share = TOO_SIMILAR
-    """ROUGE-L F-measure above which rows are too similar; 1 switches the check off."""
+    """Rows are too similar above this share of words that both have in the same order (ROUGE-L F-measure); 1 switches
+    the check off."""
     embeddings: ModelRef | None = None
     """A local model whose embeddings are compared too, preferably a sentence-embedding model."""
     same_meaning: PositiveShare = 0.95

@@ -53,9 +53,11 @@ class Config(OperatorConfig):
     max_tokens: PositiveInt = 200
     """Maximum length of an instruction, in words (Chinese: characters)."""
     near_duplicate: PositiveShare = NEAR_DUPLICATE
-    """Minimum estimated Jaccard similarity (MinHash, 5-character shingles) of near duplicates about the same images."""
+    """Texts about the same images are near duplicates from this share of common pieces of 5 characters on, of all
+    pieces that they have (Jaccard similarity, estimated by MinHash)."""
     too_similar: Share = TOO_SIMILAR
-    """ROUGE-L F-measure above which an instruction is too similar to another one about the same images."""
+    """An instruction is too similar above this share of words that it has in the same order as another one about the
+    same images (ROUGE-L F-measure)."""
 
 
 def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:

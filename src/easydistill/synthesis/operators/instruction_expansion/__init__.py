@@ -71,19 +71,21 @@ class Config(OperatorConfig):
     personas_path: NonEmptyStr | None = None
     """For `persona`: a text file with one description per line."""
     generated_share: Share = 0.34
-    """Share of the examples that may be accepted candidates; the others are seeds."""
+    """Share of the examples that may be new instructions that were accepted before; the others are yours."""
     budget: PositiveFloat = 10.0
-    """Maximum number of candidates, as a multiple of `num_output_samples`."""
+    """When to give up: after so many new instructions, accepted or not, as a multiple of `num_output_samples`."""
     wave: PositiveInt = 256
-    """Maximum number of candidates requested at once. Candidates of one wave are not examples for each other."""
+    """Maximum number of new instructions requested at once. Those of one wave are not examples for each other."""
     min_tokens: PositiveInt = 4
     """Minimum length of an instruction, in words (Chinese: characters)."""
     max_tokens: PositiveInt = 400
     """Maximum length of an instruction, in words (Chinese: characters)."""
     near_duplicate: PositiveShare = NEAR_DUPLICATE
-    """Minimum estimated Jaccard similarity (MinHash, 5-character shingles) of near duplicates."""
+    """Texts are near duplicates from this share of common pieces of 5 characters on, of all pieces that they have
+    (Jaccard similarity, estimated by MinHash)."""
     too_similar: Share = TOO_SIMILAR
-    """ROUGE-L F-measure above which a candidate is too similar."""
+    """A new instruction is too similar above this share of words that it has in the same order as another one (ROUGE-L
+    F-measure)."""
 
     @model_validator(mode="after")
     def _has_personas(self) -> Config:

@@ -63,13 +63,15 @@ class Config(OperatorConfig):
     writes a question about it and answers that from the sentence alone, in two requests; for small models, which quote
     badly."""
     evidence_score: Share = 0.9
-    """Minimum match (partial ratio) of the quoted evidence with the text, if it does not occur there literally."""
+    """How much of the quotation must be found in the text, if it is not there word for word: 0.9 allows one character
+    in ten to differ (partial ratio)."""
     check_answers: bool = True
     """Have each question answered from the evidence alone, and compare the answers."""
     agreement: Share = 0.3
     """Minimum share of the answer's words that the second answer must contain."""
     too_similar: Share = TOO_SIMILAR
-    """ROUGE-L F-measure above which a question repeats an earlier one."""
+    """A question repeats an earlier one above this share of words that both have in the same order (ROUGE-L
+    F-measure)."""
 
 
 def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:

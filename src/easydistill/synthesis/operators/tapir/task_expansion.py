@@ -51,9 +51,11 @@ class TaskExpansionConfig(OperatorConfig):
     max_tokens: PositiveInt = 400
     """Maximum length of a new prompt, in words (Chinese: characters)."""
     near_duplicate: PositiveShare = NEAR_DUPLICATE
-    """Minimum estimated Jaccard similarity (MinHash, 5-character shingles) of near duplicates."""
+    """Texts are near duplicates from this share of common pieces of 5 characters on, of all pieces that they have
+    (Jaccard similarity, estimated by MinHash)."""
     too_similar: Share = TOO_SIMILAR
-    """ROUGE-L F-measure above which a new prompt is too similar."""
+    """A new prompt is too similar above this share of words that it has in the same order as another one (ROUGE-L
+    F-measure)."""
 
     def count_of(self, row: Sample, tools: Tools) -> int:
         """Number of new prompts to make from a row."""
