@@ -18,7 +18,8 @@ FILE = """
 SEEN = []
 
 def judged(prompts, completions, completion_ids, solution, **columns):
-    SEEN.append({"prompts": prompts, "completions": completions, "ids": completion_ids, "solution": solution, **columns})
+    given = {"prompts": prompts, "completions": completions, "ids": completion_ids, "solution": solution}
+    SEEN.append({**given, **columns})
     return [len(ids) / 10 if known is not None else None for ids, known in zip(completion_ids, solution)]
 """
 ROWS = [
