@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from easydistill import api
+from easydistill.config.extensions import OF_FILE
 
 TARGET = Path(__file__).with_name("configuration.md")
 HEAD = """\
@@ -268,9 +269,24 @@ def _flat(text: str | None) -> str:
     return " ".join((text or "").split())
 
 
+def _without_files(value: Any) -> Any:
+    """A schema without the sections of users' files, which are no type of their own."""
+    if isinstance(value, list):
+        return [_without_files(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    found = {name: _without_files(item) for name, item in value.items()}
+    options = found.get("anyOf", [])
+    kept = [option for option in options if option.get("title") != OF_FILE]
+    if len(kept) == 1 < len(options):
+        del found["anyOf"]
+        return {**kept[0], **found}
+    return {**found, "anyOf": kept} if options else found
+
+
 def text() -> str:
     """The whole page."""
-    return Page(api.job_schema()).text()
+    return Page(_without_files(api.job_schema())).text()
 
 
 if __name__ == "__main__":

@@ -454,13 +454,14 @@ def _metric_lines(before: dict[str, float | None] | None, after: dict[str, float
     if not before or not after:
         return []
     width = max(18, *(len(name) + 2 for name in after))
-    lines = [f"{'held-out metric':<{width}}{'before':>10}{'after':>10}{'change':>10}"]
+    lines, missing = [f"{'held-out metric':<{width}}{'before':>10}{'after':>10}{'change':>10}"], list[str]()
     for name, new in after.items():
         old = before.get(name)
         if old is None or new is None:
-            lines.append(f"{name:<{width}}{'n/a':>10}{'n/a':>10}")
-        else:
-            # A relative change between numbers of different sign means nothing.
-            change = f"{(new - old) / abs(old):+.0%}" if old and old * new >= 0 else ""
-            lines.append(f"{name:<{width}}{old:>10.4f}{new:>10.4f}{change:>10}")
-    return lines
+            missing.append(name)
+            continue
+        # A relative change between numbers of different sign means nothing.
+        change = f"{(new - old) / abs(old):+.0%}" if old and old * new >= 0 else ""
+        lines.append(f"{name:<{width}}{old:>10.4f}{new:>10.4f}{change:>10}")
+    told = [f"not measured: {', '.join(missing)} (the report says why)"] if missing else []
+    return (lines if len(lines) > 1 else []) + told

@@ -16,6 +16,8 @@ from tests.support.fault_server import Running, prompt, running
 from tests.support.jobs import api_job, command, write_config
 
 from easydistill.cli import main
+from easydistill.sweeping import sweep as run_sweep
+from easydistill.sweeping import variants_of
 
 RATES = ("1e-3", "3e-3", "1e-2", "3e-2")
 
@@ -104,6 +106,17 @@ def test_a_wrong_variant_is_told_before_anything_is_paid(
     assert main(["sweep", str(config), "--grid", "inference.seed=8,9", *where]) == 2
     assert "object store" in capsys.readouterr().err
     assert server.stats()["attempts"] == {} and not (tmp_path / "run").exists()
+
+
+def test_a_config_of_python_is_swept_too(server: Running, tmp_path: Path) -> None:
+    server.reset()
+    job = json.loads(labelling(tmp_path, server, ["a", "b"]).read_text())
+    job["dataset"]["instruction_path"] = Path(job["dataset"]["instruction_path"])
+    told: list[str] = []
+    result = run_sweep(job, variants_of(["inference.seed=3"]), quiet=True, say=told.append)
+    assert result.exit_code == 0 and [outcome.name for outcome in result.outcomes] == ["seed=3"]
+    assert result.page is None and server.stats()["attempts"] == {"a": 1, "b": 1}
+    assert told == ["=== [1/1] seed=3"]
 
 
 def test_the_answers_of_a_run_in_the_same_folder_are_used(server: Running, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,8 +125,8 @@ def test_a_checkpoint_that_does_not_fit_is_removed_and_training_goes_on_with_roo
     with small_disk(tmp_path / "run", "2600k") as disk:
         code, told = run_here(config)
         assert code == 4 and "no space is left" in told, told
-        assert "note: this run may need 7.3 MB of disk, and " in told
-        assert "in all this stage writes about 7.3 MB" in told
+        assert re.search(r"note: this run may need [\d.]+ MB of disk, and 2\.\d MB are free at", told)
+        assert re.search(r"in all this stage writes about [\d.]+ MB", told)
         assert not list(disk.path.glob("stages/*/checkpoints/*/checkpoint-*"))
         assert not list(disk.path.rglob("*.tmp"))
         disk.resize("60m")

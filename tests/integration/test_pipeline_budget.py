@@ -110,6 +110,8 @@ def test_all_jobs_spend_one_budget_and_a_raised_one_goes_on(tmp_path: Path, serv
     assert "first 150" in said and "→ raise the pipeline's max_cost" in said
     asked = len(server.asked)
     assert 10 < asked <= 14
+    left = f"{14 * ANSWER:g} for all jobs: {asked * ANSWER:.6g} spent, {(14 - asked) * ANSWER:.6g} left"
+    assert f"max_cost {left}" in easydistill.plan(job)[0].notes
     spending = json.loads((tmp_path / "run/spending.json").read_text())
     assert sum(bill["cost"] for bills in spending["jobs"].values() for bill in bills) == pytest.approx(asked * ANSWER)
     report = (tmp_path / "run/report.md").read_text()

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import tarfile
 import textwrap
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ from easydistill.data.answers_cache import in_use, using
 from easydistill.data.answers_cache.entries import decode, encode
 from easydistill.data.answers_cache.store import ANSWERS, AnswersCache
 from easydistill.errors import ConfigError, DataError
+from easydistill.signals.shared import SharedShards
 
 
 def key_of(number: int) -> str:
@@ -305,6 +307,23 @@ def test_a_damaged_file_changes_nothing(tmp_path: Path) -> None:
         assert not list((tmp_path / "theirs" / ANSWERS).iterdir())
     with pytest.raises(DataError, match="there are no answers here"):
         import_into(tmp_path / "theirs", tmp_path / "absent")
+
+
+def test_signals_that_are_missing_from_a_file_are_noticed(tmp_path: Path) -> None:
+    filled(tmp_path / "mine", range(2))
+    shard = tmp_path / "shard-00000.safetensors"
+    shard.write_bytes(bytes(range(256)) * 100)
+    SharedShards(tmp_path / "mine").keep(key_of(7), shard)
+    export(tmp_path / "mine", tmp_path / "all.tar", signals=True)
+    with tarfile.open(tmp_path / "all.tar") as whole, tarfile.open(tmp_path / "cut.tar", "w") as cut:
+        for member in whole.getmembers()[:3]:
+            cut.addfile(member, whole.extractfile(member))
+    with pytest.raises(DataError, match="its signals are not those that were exported"):
+        import_into(tmp_path / "theirs", tmp_path / "cut.tar")
+    assert facts_of(tmp_path / "theirs").answers == 0
+    assert import_into(tmp_path / "theirs", tmp_path / "all.tar").signal_shards == 1
+    found = facts_of(tmp_path / "theirs")
+    assert (found.answers, found.signal_shards, found.signal_bytes) == (2, 1, 25_600)
 
 
 def test_answers_of_a_run_that_had_no_cache_can_be_imported(tmp_path: Path) -> None:

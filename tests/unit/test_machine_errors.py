@@ -137,6 +137,11 @@ def test_what_was_handled_and_put_out_of_sight_is_no_reason(tmp_path: Path) -> N
     assert machine_error(error, tmp_path) is not None
     error.__suppress_context__ = True
     assert machine_error(error, tmp_path) is None
+    # What somebody was ready for: a file that may be read or not, a pipe that is empty.
+    for expected in (of_system(errno.EACCES, "/etc/shadow"), BlockingIOError(errno.EAGAIN, "again")):
+        error = ValueError("x")
+        error.__context__ = expected
+        assert machine_error(error, tmp_path) is None
 
 
 def test_errors_of_the_machine_are_sent_between_processes_as_they_are(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import easydistill
+from easydistill import api
 from easydistill.config.plain_functions import FunctionFailed
 from easydistill.contracts.operator import Ask, Reply, answer_with
 from easydistill.contracts.reward import RewardContext, Rollout
@@ -257,6 +258,20 @@ def test_names_are_short_where_that_tells_them_apart() -> None:
     assert Reference.read("forward_kld") is None and Reference.read("a.py:b c") is None
 
 
+def test_the_schema_knows_them() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    validator = jsonschema.Draft202012Validator(api.job_schema())
+    job: dict[str, Any] = {"job_type": "white_box_kd_local", "dataset": {"instruction_path": "x.json"}}
+    job |= {"models": {"teacher": "a/b", "student": "c/d"}}
+    ours = {
+        "distillation": {"distillation_type": "mine.py:loss", "power": 2},
+        "evaluation": {"metrics": {"mine.py:f": {}}},
+    }
+    assert validator.is_valid(job | ours)
+    for wrong in ({"distillation": {"distillation_type": "mine"}}, {"evaluation": {"metrics": {"mine.txt:f": {}}}}):
+        assert not validator.is_valid(job | wrong)
+
+
 OPERATORS_FILE = '''
 from easydistill.synthesis.replies import Unusable
 REASONS = ("no_title",)
@@ -322,6 +337,45 @@ def test_an_operator_is_a_job(tmp_path: Path) -> None:
         assert stage.fingerprint()["config"]["file"].endswith(load(str(tmp_path / "my_operators.py")).digest)
     path.write_text(json.dumps({"job_type": "my_operators.py:titld", "dataset": {"instruction_path": "x.json"}}))
     assert "job.json:1: job_type: " in said(path) and "did you mean 'titled'?" in said(path)
+
+
+JOB_FILE = """
+from typing import Literal
+from easydistill.contracts.job import Estimate, JobConfig, StageResult
+
+class Job(JobConfig):
+    '''Says a word.'''
+    job_type: Literal["hello"]
+    word: str = "hello"
+
+class Hello:
+    name, inputs, offers, classifies = "hello", (), (), False
+
+    def __init__(self, word): self.word = word
+    def preflight(self): return []
+    def fingerprint(self): return {"word": self.word}
+    def estimate(self, directory): return Estimate()
+
+    def run(self, context):
+        (context.directory / "hello.txt").write_text(self.word)
+        return StageResult(("hello.txt",))
+
+def plan(job): return [Hello(job.word)]
+"""
+
+
+def test_a_job_is_a_whole_module(tmp_path: Path) -> None:
+    path, config = tmp_path / "my_job.py", tmp_path / "job.json"
+    path.write_text(JOB_FILE)
+    config.write_text(json.dumps({"job_type": "my_job.py", "output_dir": str(tmp_path / "run"), "word": "ciao"}))
+    assert easydistill.run(config, quiet=True).fresh
+    assert next((tmp_path / "run").rglob("hello.txt")).read_text() == "ciao"
+    assert not easydistill.run(config, quiet=True).fresh
+    path.write_text(JOB_FILE.replace("self.word)\n        return", "self.word.upper())\n        return"))
+    assert easydistill.run(config, quiet=True).fresh, "its stage is known by what the file says"
+    assert next((tmp_path / "run").rglob("hello.txt")).read_text() == "CIAO"
+    path.write_text(JOB_FILE.replace("def plan", "def planned"))
+    assert "declares no `plan(job)`" in said(config)
 
 
 def test_a_teacher_is_a_function_of_messages(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from easydistill.methods.shared.estimates import TrainingFacts, optimiser_steps,
 from easydistill.methods.shared.memory import training_memory
 from easydistill.methods.shared.outlook import Outlook, RowLength, Steps
 from easydistill.models.reference import resolve
-from easydistill.models.size import gguf_values, student_shape
+from easydistill.models.size import ModelShape, gguf_values, student_shape
 from easydistill.planning import disk
 from easydistill.planning.document import PlanDocument
 from easydistill.planning.hours import total_seconds, with_hours
@@ -47,10 +47,14 @@ MODELS = ModelsConfig(
 ROWS = Outlook(10, tuple(RowLength(tokens, tokens // 2) for tokens in (100, 200, 300, 400)))
 
 
+def shape_of_models() -> ModelShape:
+    found = student_shape(MODELS)
+    assert found is not None
+    return found
+
+
 def total(steps: Steps, **training: Any) -> int:
-    shape = student_shape(MODELS)
-    assert shape is not None
-    return training_memory(shape, TrainingConfig(**training), bf16=True, steps=steps).total
+    return training_memory(shape_of_models(), TrainingConfig(**training), bf16=True, steps=steps).total
 
 
 def test_memory_grows_with_the_batch_and_with_rows_not_with_what_is_permitted() -> None:
@@ -87,14 +91,19 @@ def test_the_loss_holds_slices_or_tiles_of_learned_tokens() -> None:
 
 
 def test_answers_that_the_student_writes_take_a_cache() -> None:
-    facts = TrainingFacts(MODELS, PolicyTrainingConfig(per_device_train_batch_size=8, gradient_checkpointing=True))
+    prompts = Outlook(10, (RowLength(16, 0),))
     few, many = (
-        training_estimate(replace(facts, steps=Steps("answers", ROWS, 64, rounds=rounds, loss="none")))
+        training_memory(
+            shape_of_models(),
+            PolicyTrainingConfig(per_device_train_batch_size=8, lora=LoraConfig()),
+            bf16=True,
+            steps=Steps("answers", prompts, 64, rounds=rounds, loss="none"),
+        )
         for rounds in (1, 16)
     )
-    assert few.memory_bytes is not None and many.memory_bytes is not None
-    assert many.memory_bytes > few.memory_bytes
-    assert "writing answers" in (many.memory_parts or {})
+    assert many.answers > few.answers and many.total > few.total
+    assert many.total - few.total == many.answers - few.answers
+    assert "writing answers" in many.named
 
 
 def test_the_limits_of_written_batches_are_those_of_the_code() -> None:

@@ -473,6 +473,12 @@ def test_the_end_of_a_run_tells_what_was_made_and_where(tmp_path: Path) -> None:
     ]
 
 
+def test_a_budget_that_was_too_small_is_told(tmp_path: Path) -> None:
+    told = end_lines(make_synthesis_run(tmp_path, wanted=2000, budget=6000))
+    assert told[1].strip() == "2,000 rows were wanted, and the budget of 6,000 candidates is used up"
+    assert "synthesis.budget" in told[2]
+
+
 def test_the_jobs_of_a_pipeline_each_tell_theirs(tmp_path: Path) -> None:
     make_synthesis_run(tmp_path / "stages/1-expand")
     make_synthesis_run(tmp_path / "stages/3-again", spent_by_teacher=BILL, spent_by_judge=BILL)

@@ -274,7 +274,9 @@ def _import_file(cache: AnswersCache, source: Path) -> Imported:
                 folder = Path(waiting)
                 for member in archive:
                     _extract_shard(archive, member, folder)
-            theirs = SharedShards(folder, flat=True)
+                theirs = SharedShards(folder, flat=True)
+                if sum(map(theirs.is_whole, theirs.sizes())) != about["signals"]:
+                    raise DataError("its signals are not those that were exported")
             taken = sum(SharedShards(cache.directory).take(name, theirs) for name in theirs.sizes())
             return segment.result(taken)
     except (tarfile.TarError, EOFError, OSError, KeyError, ValueError) as error:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from inspect import getdoc
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import (
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     SerializationInfo,
     SerializeAsAny,
     SerializerFunctionWrapHandler,
@@ -24,6 +26,9 @@ from easydistill.config.base import Section, Unfit
 from easydistill.plain_files import is_reference, short_names
 from easydistill.registry import ExtensionError, Registry
 
+OF_FILE = "Of a plain file"
+"""Title of sections in the JSON schema that a user's file describes."""
+_NAME_OF_FILE = r"\.py(:\w+)?$"
 _FILES: Any = {
     "patternProperties": {r"\.py(:\w+)?$": {"type": "object", "description": "A function of a file of yours."}}
 }
@@ -93,6 +98,17 @@ def _section_of_file(registry: Registry, name: str) -> Any:
         return refusing(Section, error)
 
 
+@dataclass(frozen=True)
+class _OrFileInSchema:
+    """In the JSON schema: the section, or one whose `tag` names a plain file, of which editors know no other key."""
+
+    tag: str
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        of_file = {"title": OF_FILE, "type": "object", "required": [self.tag]}
+        return {"anyOf": [handler(core_schema), {**of_file, "properties": {self.tag: {"pattern": _NAME_OF_FILE}}}]}
+
+
 def or_in_a_file(section: Any, registry: Registry, member: Callable[[Any], Any] = lambda config: config) -> Any:
     """The type of a section whose class is chosen by the registry's `tag`, which may also name a plain file.
 
@@ -120,7 +136,7 @@ def or_in_a_file(section: Any, registry: Registry, member: Callable[[Any], Any] 
             raise _unfit_tag(name, str(tag), error) from error
 
     as_it_is: Any = SerializeAsAny
-    return Annotated[section, WrapValidator(validate), as_it_is()]
+    return Annotated[section, WrapValidator(validate), as_it_is(), _OrFileInSchema(str(tag))]
 
 
 def _unfit_tag(name: str, tag: str, error: Unfit) -> ValidationError:

@@ -126,6 +126,18 @@ class Budget:
             "has already"
         )
 
+    def left(self) -> list[str]:
+        """What is left of each limit, a line each."""
+        lines = []
+        if self.max_cost is not None:
+            left = max(0.0, self.max_cost - self.cost)
+            lines.append(f"max_cost {self.max_cost:g} for all jobs: {self.cost:.6g} spent, {left:.6g} left")
+        if self.max_tokens is not None:
+            left_tokens = max(0, self.max_tokens - self.tokens)
+            spent = f"{self.tokens:,} spent, {left_tokens:,} left"
+            lines.append(f"max_tokens_total {self.max_tokens:,} for all jobs: {spent}")
+        return lines
+
     def words(self) -> str:
         """What was spent, by job."""
         by_job: dict[str, Found] = {}

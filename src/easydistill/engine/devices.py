@@ -10,7 +10,7 @@ GPU = "the GPU"
 """Whose memory it is, in words."""
 PROCESS = 830_000_000
 """Of a process with PyTorch, transformers and TRL, beside its model, when its first step begins (`benchmarks/plan`)."""
-_PASSING = 500_000_000
+_PASSING = 250_000_000
 """Of a batch that is answered or scored on a CPU: slices of logits, keys and values, a layer's activations."""
 
 

@@ -11,6 +11,7 @@ from functools import cached_property
 from types import ModuleType
 from typing import Protocol, runtime_checkable
 
+from easydistill import plain_files
 from easydistill.config.job import JobConfig
 from easydistill.config.launch import LaunchConfig
 from easydistill.contracts.job import JOB
@@ -83,9 +84,20 @@ class Sharing(Protocol):
     """The job's."""
 
 
+def _know_file(stage: Stage, digest: str) -> None:
+    """Let the fingerprint of a stage that is defined in a plain file have the state of that file."""
+    if type(stage).__module__.startswith(f"{plain_files.__name__}."):
+        own = stage.fingerprint
+        # An attribute of the instance, whose class may be a frozen one.
+        object.__setattr__(stage, "fingerprint", lambda: {**own(), "file": digest})
+
+
 def stages_of(job: JobConfig) -> list[Stage]:
     """A job's stages, in order."""
     stages: list[Stage] = JOBS.module(job.job_type).plan(job)
+    if job.plain_file is not None:
+        for stage in stages:
+            _know_file(stage, job.plain_file.digest)
     launch: LaunchConfig | None = getattr(job, "launch", None)
     for stage in stages:
         if isinstance(stage, Launched):

@@ -94,6 +94,15 @@ class Purse:
             self._budget = spent_so_far(self.pipeline, self.run)
         return self._budget
 
+    def lines(self, name: str) -> list[str]:
+        """What is left of the limits, told with the first job that asks a model behind an API."""
+        first = next((job for job, _, _ in _servers(self.pipeline)), None)
+        if name != first:
+            return []
+        # As it is on disk: a plan writes nothing, and the run goes on counting.
+        budget = self._budget or spent_so_far(self.pipeline, self.run)
+        return budget.left()
+
     def settle(self, name: str, directory: Path) -> None:
         """Count what a job that has ended has left, and keep the sums for the report."""
         self.budget.settle(name, _found(directory, self.budget, _prices(self.pipeline, name)))

@@ -177,7 +177,7 @@ class _JobStage:
         return self._own([issue for stage in stages for issue in stage.examine()], self._resolve())
 
     def foretell(self) -> list[str]:
-        return [line for stage in self._known_stages() for line in notes_of(stage)]
+        return [*self._purse.lines(self.name), *(line for stage in self._known_stages() for line in notes_of(stage))]
 
     def room(self) -> Needed:
         return room_of(self._known_stages())
@@ -200,6 +200,10 @@ class _JobStage:
 
     def planned(self, directory: Path, pending: Collection[str]) -> list[PlannedStage]:
         """The job's own stages. If artifacts that they cite do not exist yet, the estimates are limits."""
+        first, *others = self._planned(directory, pending)
+        return [replace(first, notes=(*self._purse.lines(self.name), *first.notes)), *others]
+
+    def _planned(self, directory: Path, pending: Collection[str]) -> list[PlannedStage]:
         resolved = self._resolve()
         stages = stages_of(resolved.job)
         run = RunDirectory(directory)

@@ -22,10 +22,10 @@ def plan_lines(stages: Sequence[PlannedStage], directory: Path) -> Iterator[str]
         yield from (f"     {line}" for line in _facts(stage))
         yield from (f"     note: {note}" for note in stage.notes)
     yield from (f"note: {line}" for line in disk_lines(stages, directory))
-    if any(stage.state != "done" and stage.seconds is None for stage in stages):
-        known = "this machine has no rate yet for stages without a time"
-        kept = "" if rates_file() is None else "; a run keeps one of each, and `easydistill plan --probe` measures some"
-        yield f"time: {known}{kept}"
+    unknown = [stage for stage in stages if stage.state != "done" and stage.seconds is None]
+    if names := ", ".join(stage.name for stage in unknown if stage.estimate.work is not None):
+        kept = "" if rates_file() is None else ": a run keeps one, and `easydistill plan --probe` measures this machine"
+        yield f"time unknown of {names}: nothing like it has been run here{kept}"
     if any(stage.state.startswith("waits") for stage in stages):
         yield "figures of what waits are limits: as if no row were rejected, of the shortest and the longest answers"
     if facts := ", ".join(_total(stages, directory)):

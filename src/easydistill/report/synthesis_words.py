@@ -191,6 +191,7 @@ def end_lines(directory: Path) -> list[str]:
         made = f"{or_missing(stage.entered)} candidates, {or_missing(stage.accepted)} accepted{rejected}{cost}"
         taken = as_int(metrics.get("written"))
         lines.append(f"{stage.operator}: {made}" + ("" if taken is None else f"; {taken:,} written"))
+        lines += _short_of(stage.accepted, as_int(metrics.get("wanted")), as_int(metrics.get("budget")))
         if dataset := as_text(metrics.get("folder")):
             lines.append(f"dataset: {folder / dataset}")
             continue
@@ -201,3 +202,13 @@ def end_lines(directory: Path) -> list[str]:
     if copies and copy:
         lines.append(f"copy:    {copy}")
     return lines
+
+
+def _short_of(accepted: int | None, wanted: int | None, budget: int | None) -> list[str]:
+    """That a budget of candidates was used up before all wanted rows were accepted."""
+    if accepted is None or wanted is None or budget is None or accepted >= wanted:
+        return []
+    return [
+        f"  {wanted:,} rows were wanted, and the budget of {budget:,} candidates is used up",
+        "    → see why they were rejected; then other seeds, a higher temperature, or a larger synthesis.budget",
+    ]

@@ -98,7 +98,7 @@ class Sweep:
     """The variants of one config.
 
     Args:
-        config: a path, `recipe:NAME`, or the config as a mapping.
+        config: a path, `recipe:NAME`, or the config as a mapping or a typed job.
         variants: from `variants_of`.
         overrides: of all variants, `dotted.path=value`.
         output: the sweep's folder; by default the config's `output_dir`.
@@ -114,8 +114,9 @@ class Sweep:
         overrides: Sequence[str] = (),
         output: str | Path | None = None,
     ) -> None:
-        given = as_source(config)
-        self._config = given if isinstance(given, Mapping) else str(given)
+        source = as_source(config)
+        # As the process of a variant is told it.
+        self._config = json.loads(json.dumps(source, default=str)) if isinstance(source, Mapping) else str(source)
         self._overrides = tuple(overrides)
         named = self._folder(variants) if output is None else str(output)
         if is_remote(named):

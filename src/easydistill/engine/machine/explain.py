@@ -64,43 +64,49 @@ def machine_error(
         settings: gives those with which less memory is needed, a line each.
         needed: gives a line on how much room is needed, or nothing.
     """
-    for found in _chain(error):
+    for found, is_cause in _chain(error):
         if isinstance(found, _ELSEWHERE):
             return None
         if isinstance(found, MachineError):
             return found
-        if (storage := _as_storage(found)) is not None:
+        if (storage := _as_storage(found, is_cause=is_cause)) is not None:
             return StorageError(explained_storage(storage, near, needed=needed))
         if _is_of_memory(found):
             return OutOfMemory(_explained_memory(found, settings()))
-        if "can't start new thread" in str(found) or (isinstance(found, OSError) and found.errno == errno.EAGAIN):
+        if "can't start new thread" in str(found) or (found is error and isinstance(found, BlockingIOError)):
             return MachineError(_explained_processes(found))
     return None
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, its causes, and what was being handled when it was raised, unless that was put out of sight."""
+def _chain(error: BaseException) -> Iterator[tuple[BaseException, bool]]:
+    """An error, its causes, and what was being handled when it was raised, unless that was put out of sight.
+
+    Yields:
+        an error, and whether it is the first one or a stated cause: what was only being handled may have been expected.
+    """
     seen: set[int] = set()
     current: BaseException | None = error
+    is_cause = True
     while current is not None and id(current) not in seen:
         seen.add(id(current))
-        yield current
+        yield current, is_cause
         if isinstance(current, BaseExceptionGroup):
             for inner in current.exceptions:
                 yield from _chain(inner)
         implied = None if current.__suppress_context__ or isinstance(current, EasyDistillError) else current.__context__
+        is_cause = is_cause and current.__cause__ is not None
         current = current.__cause__ or implied
 
 
 # --- storage ----------------------------------------------------------------------------------------------------------
 
 
-def _as_storage(error: BaseException) -> OSError | None:
+def _as_storage(error: BaseException, *, is_cause: bool) -> OSError | None:
     """An error of files as the system would raise it; None if it is another one."""
     if isinstance(error, OSError):
         if error.errno in OF_STORAGE or error.errno in {errno.EMFILE, errno.ENFILE}:
             return error
-        if error.errno in _REFUSED and error.filename is not None:
+        if is_cause and error.errno in _REFUSED and error.filename is not None:
             return error
     if isinstance(error, EasyDistillError | ConnectionError):
         return None

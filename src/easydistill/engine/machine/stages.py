@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from easydistill.engine.machine.explain import advice, machine_error
 from easydistill.engine.machine.room import Needed, words
-from easydistill.errors import OutOfMemory
+from easydistill.errors import EasyDistillError, OutOfMemory
 
 
 @runtime_checkable
@@ -30,7 +30,12 @@ class Roomy(Protocol):
 
 def room_of(stages: Iterable[object]) -> Needed:
     """What stages write, as far as they know."""
-    return sum((stage.room() for stage in stages if isinstance(stage, Roomy)), Needed())
+    total = Needed()
+    for stage in stages:
+        # What cannot be read, the run itself tells.
+        with contextlib.suppress(EasyDistillError):
+            total += stage.room() if isinstance(stage, Roomy) else Needed()
+    return total
 
 
 def thrift_of(stage: object) -> list[str]:

@@ -130,7 +130,9 @@ def training_memory(
         process=PROCESS if steps.on == "cpu" else 0,
         trained=trained,
     )
-    return replace(found, answers=max(0, _writing_bytes(shape, training, each, computed, steps) - found.of_a_step))
+    # Gradients that are not summed up are gone when answers are written.
+    free = found.of_a_step + (gradients if alone and training.gradient_accumulation_steps == 1 else 0)
+    return replace(found, answers=max(0, _writing_bytes(shape, training, each, computed, steps) - free))
 
 
 def _later(whole: int, passing: int, loss: int, gradients: int, end: int) -> tuple[int, int, int, int]:
