@@ -107,6 +107,7 @@ def test_all_jobs_spend_one_budget_and_a_raised_one_goes_on(tmp_path: Path, serv
     with pytest.raises(TeacherError, match="the pipeline's budget") as ended:
         easydistill.run(job, quiet=True)
     said = str(ended.value)
+    assert said.startswith("second: "), "the job is named"
     assert "first 150" in said and "→ raise the pipeline's max_cost" in said
     asked = len(server.asked)
     assert 10 < asked <= 14

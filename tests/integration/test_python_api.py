@@ -80,7 +80,7 @@ def test_a_changed_function_runs_its_stage_again(job: dict[str, Any], tmp_path: 
     events: list[Event] = []
     assert run(job, events.append).fresh
     (started,) = [event for event in events if isinstance(event, StageStarted)]
-    assert started.why.startswith("again: config.file, ")
+    assert started.why.startswith("again: config.file changed")
     manifest = json.loads(next((tmp_path / "run").glob("stages/*/manifest.json")).read_text())
     config = manifest["fingerprint_of"]["config"]
     assert config["operator"] == "mine.py:titled" and config["config"]["file"].startswith("mine.py:titled ")

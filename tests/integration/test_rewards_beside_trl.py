@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from easydistill.contracts.reward import RewardContext, Rollout
+from easydistill.methods.shared.compat import importing_trl
 from easydistill.plain_files import load
 from easydistill.rewards import REWARDS
 
@@ -31,16 +32,18 @@ TEXTS = [("4", (5, 6)), ("maybe 3", (7, 8, 9))]
 
 def by_trl(function: Any, prompts: list[Any], completions: list[Any]) -> list[float | None]:
     """What TRL's trainer makes of the function."""
-    from trl import GRPOTrainer
+    with importing_trl():
+        from trl import GRPOTrainer
 
     trainer = SimpleNamespace(
         accelerator=SimpleNamespace(device=torch.device("cpu"), is_main_process=True),
         args=SimpleNamespace(report_to=[]),
-        state=None,
+        state=SimpleNamespace(global_step=0),
         environments=None,
-        reward_funcs=[function],
-        reward_processing_classes=[None],
-        reward_func_names=["judged"],
+        # Where no function judges an answer, it warns through accelerate, which has not been started.
+        reward_funcs=[function, lambda completions, **columns: [0.0] * len(completions)],
+        reward_processing_classes=[None, None],
+        reward_func_names=["judged", "none"],
         _log_completion_extra=None,
         _log_metric=None,
     )

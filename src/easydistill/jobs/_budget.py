@@ -145,7 +145,7 @@ def _prices(pipeline: PipelineConfig, name: str) -> _Prices:
         for section in own.values()
         if section.model is not None
     }
-    return _Prices(by_author, other, any(path[:1] == ("judge",) for path in own))
+    return _Prices(by_author, other, any("judge" in path for path in own))
 
 
 def _found(directory: Path, budget: Budget, prices: _Prices) -> dict[AccountKey, Account]:
@@ -156,8 +156,9 @@ def _found(directory: Path, budget: Budget, prices: _Prices) -> dict[AccountKey,
             place = budget.place(path)
             for record in _records(path):
                 author = record.get(AUTHOR)
-                # Of rewards, the judge signs nothing.
-                if not (prices.judge and path.name == JUDGED if author is None else not author.startswith(UNPAID)):
+                # Judges of rewards and tasks have journals of their own, and sign nothing.
+                judged = author is None and prices.judge and path.name != JOURNAL
+                if not (judged or (author is not None and not author.startswith(UNPAID))):
                     continue
                 answer, key = _completion(record), (place, author or "")
                 if was_remembered(answer):

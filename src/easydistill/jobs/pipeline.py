@@ -31,7 +31,7 @@ from easydistill.engine.stage import (
     preview_of,
 )
 from easydistill.engine.summary import JOB, Clock, exit_code_of, summarise
-from easydistill.errors import ConfigError, ConfigIssue, DataError
+from easydistill.errors import ConfigError, ConfigIssue, DataError, ModelError, TeacherError
 from easydistill.jobs import stages_of
 from easydistill.jobs._budget import Purse, budget_issues
 from easydistill.jobs._citations import Resolved, concerns, replaced, untrained, values_of
@@ -244,6 +244,12 @@ class _JobStage:
         context.reporter.say(f"--- {self.name}: {resolved.job.job_type}")
         try:
             return _InnerRun(self.name, resolved.job, replace(context, budget=self._purse.budget)).execute()
+        except ConfigError as error:
+            raise ConfigError(self._own(error.issues, resolved)) from error
+        except (DataError, ModelError, TeacherError) as error:
+            # Its text speaks of `inference` and `dataset`: which job's, only the pipeline knows.
+            error.args = (f"{self.name}: {error}", *error.args[1:])
+            raise
         finally:
             self._purse.settle(self.name, context.directory)
 

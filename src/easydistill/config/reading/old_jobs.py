@@ -17,13 +17,13 @@ _IMAGES = (
 )
 _VIDEO = "videos and pictures are not generated or judged here: teacher and student see text alone"
 _AGENTS = (
-    "its config is not read; the job agent_trajectories plays tasks with tools, a mock user and a rubric, and its rows "
-    "are trained on as they are (examples/agent_trajectories)"
+    "agents are written anew here: the job agent_trajectories plays tasks with tools, a mock user and a rubric, and "
+    "its rows are trained on as they are (examples/agent_trajectories)"
 )
 _SEARCH = "search agents are not here yet: no searches are made while rows are made"
 _DRAFT = (
-    "its config is not read; a draft model is a student of white_box_kd_local or on_policy_kd, measured by "
-    "evaluation.metrics.acceptance (examples/draft)"
+    "draft models are students of white_box_kd_local or on_policy_kd here, measured by evaluation.metrics.acceptance "
+    "(examples/draft)"
 )
 _REWRITING = (
     "prompts for pictures are not planned, rewritten and reviewed in steps; instruction_refinement rewrites "
