@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import random
 import shutil
@@ -23,6 +24,7 @@ from easydistill.errors import ConfigError, DataError, ModelError
 from easydistill.methods.sft import trainer as supervised
 from easydistill.methods.sft.batching import IGNORE, EpochSampler, TokenRow, collate, pack
 from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.shared import compat
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.compat import (
     FusedTrainer,
@@ -335,6 +337,24 @@ def test_every_training_argument_is_known_to_the_installed_transformers(tmp_path
     assert arguments.get_warmup_steps(100) == 25
     assert training_arguments(TrainingConfig(warmup_steps=7), tmp_path, torch.device("cpu")).get_warmup_steps(100) == 7
     assert arguments.report_to == []
+
+
+def test_recomputing_has_the_name_that_transformers_does_not_warn_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers 5.24 warns of `gradient_checkpointing`, whatever its value."""
+    known = set(inspect.signature(compat.TrainingArguments.__init__).parameters) | {"activation_checkpointing"}
+    keywords = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in sorted(known - {"self"})]
+
+    class Newer:
+        def __init__(self, **values: Any) -> None:
+            self.values = values
+
+    Newer.__init__.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+    monkeypatch.setattr(compat, "TrainingArguments", Newer)
+    given: Any = training_arguments(TrainingConfig(gradient_checkpointing=True), tmp_path, torch.device("cpu"))
+    assert given.values["activation_checkpointing"] is True
+    assert "gradient_checkpointing" not in given.values
 
 
 def test_trainer_uses_our_sampler_and_counts_tokens_itself(tiny_model: Path, tmp_path: Path) -> None:

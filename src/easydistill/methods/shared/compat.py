@@ -66,6 +66,8 @@ def training_arguments(config: TrainerConfig, directory: Path, device: torch.dev
     """
     accepted = set(inspect.signature(TrainingArguments.__init__).parameters)
     warmup = config.warmup_steps if config.warmup_steps is not None else config.warmup_ratio
+    # transformers 5.24 has a new name for it, and warns users of the old one.
+    recomputing = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in accepted)
     values: dict[str, Any] = {
         "output_dir": str(directory),
         "num_train_epochs": config.num_train_epochs,
@@ -84,7 +86,7 @@ def training_arguments(config: TrainerConfig, directory: Path, device: torch.dev
         # For bfloat16 weights, whose smaller updates would else be lost; read by torchao's optimisers alone.
         "optim_args": "bf16_stochastic_round=True" if config.optim == "adamw_8bit" else None,
         "bf16": uses_bf16(config, device),
-        "gradient_checkpointing": config.gradient_checkpointing,
+        recomputing: config.gradient_checkpointing,
         "seed": config.seed,
         "logging_strategy": "steps",
         "logging_steps": config.logging_steps,
