@@ -120,6 +120,11 @@ def test_a_change_repeats_what_it_affects(
     assert code == 0, out
     found = summary(tmp_path)["stages"]
     assert {name: found[name]["status"] for name in status} == status
+    # The student of the other settings is still there.
+    before = hash_file(finished / "run/student/model.safetensors")
+    assert hash_file(tmp_path / "run/previous/1/student/model.safetensors") == before
+    assert hash_file(tmp_path / "run/student/model.safetensors") != before
+    assert f"is kept, with its report, in {tmp_path / 'run/previous/1'}" in out
 
 
 def test_the_store_is_shown_where_the_user_wants_it_and_trains_alone(

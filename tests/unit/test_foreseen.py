@@ -116,7 +116,8 @@ def test_a_training_is_told_with_its_memory(tmp_path: Path, prompts: str, tiny_m
     # The student of the second training is the first one's.
     assert memory and stages["again.train"].estimate.memory_bytes == memory
     total = total_of(stages.values())
-    assert total.calls == ROWS and total.memory_bytes == memory
+    most = max(stage.estimate.memory_bytes or 0 for stage in stages.values())
+    assert total.calls == ROWS and total.memory_bytes == most >= memory
     assert total.disk_bytes == 2 * (stages["sft.train"].estimate.disk_bytes or 0)
     assert total.cost == stages["label.label"].estimate.cost
 

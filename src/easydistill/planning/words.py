@@ -72,7 +72,8 @@ def _asked(estimate: Estimate) -> Iterator[str]:
 
 
 def _total(stages: Sequence[PlannedStage], directory: Path) -> Iterator[str]:
-    total = total_of(stages)
+    # What is kept takes nothing more.
+    total = total_of(stage for stage in stages if stage.state != "done")
     if total.calls is not None:
         yield f"{total.calls:,} calls"
     for name, word in _RANGES.items():
