@@ -18,6 +18,8 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["
 lowest = runpy.run_path(str(ROOT / "constraints/lowest.py"))["lowest"]
 # pydantic pins its core to the one release that fits, as torch for CUDA does Triton, which no other torch needs.
 PINNED_BY_ANOTHER = {"pydantic-core", "sympy", "triton"}
+# What a result becomes a table of, where the user has it.
+OF_THE_USER = {"pandas"}
 
 
 def name_of(requirement: str) -> str:
@@ -42,7 +44,7 @@ def test_every_import_is_declared() -> None:
         *PROJECT["dependencies"],
         *(each for extra in extras if extra not in {"dev", "docs"} for each in extras[extra]),
     ]
-    declared = {name_of(requirement) for requirement in listed} | PINNED_BY_ANOTHER
+    declared = {name_of(requirement) for requirement in listed} | PINNED_BY_ANOTHER | OF_THE_USER
     # vLLM's build for CPUs brings the same module under another name, and so does the small build of MLflow.
     of = {**packages_distributions(), "vllm": ["vllm"], "mlflow": ["mlflow-skinny"]}
     missing = {
