@@ -87,6 +87,7 @@ def test_a_list_names_variants_one_by_one(tmp_path: Path) -> None:
         (["output_dir=a,b"], "a sweep sets this itself"),
         (["answers_cache=a,b"], "a sweep sets this itself"),
         (["inference.api_key=a,b"], "a secret would be in the names"),
+        (['inference={"model": "a", "api_key": "b"}'], "a secret inside it would be in the names"),
         ([], "nothing varies"),
         (['inference.system_prompt="Be brief, Be long'], "has no other end"),
         (["training.lora=null],null"], "has no other end"),

@@ -62,13 +62,16 @@ def variants_of(
     axes = [axis for text in grid if (axis := _axis(text, issues)) is not None]
     entries = [_entry(entry) for entry in listed] or [()]
     paths = [path for path, _ in axes]
+    hint_of_secrets = 'write "${env:NAME}" in the config'
     issues += [_issue(GRID, path, "the key is there twice", "list all its values once") for path in _repeated(paths)]
     for path in dict.fromkeys([*paths, *(path for entry in entries for path, _ in entry)]):
         if path in _OWN or path.startswith("storage."):
             issues.append(_issue(GRID, path, "a sweep sets this itself, or cannot vary it", "remove it"))
         if path.rpartition(".")[2] in SECRET_KEYS:
-            hint = 'write "${env:NAME}" in the config'
-            issues.append(_issue(GRID, path, "a secret would be in the names of folders", hint))
+            issues.append(_issue(GRID, path, "a secret would be in the names of folders", hint_of_secrets))
+    values = [*axes, *((path, [text]) for entry in entries for path, text in entry)]
+    for path in dict.fromkeys(path for path, texts in values if any(map(_has_secret, texts))):
+        issues.append(_issue(GRID, path, "a secret inside it would be in the names of folders", hint_of_secrets))
     for path in sorted({path for entry in entries for path, _ in entry} & set(paths)):
         issues.append(_issue(LIST, path, "the grid has this key too", "keep one of them"))
     issues += _nested([*dict.fromkeys([*paths, *(path for entry in entries for path, _ in entry)])])
@@ -127,6 +130,20 @@ def _nested(paths: Sequence[str]) -> list[ConfigIssue]:
     pairs = ((outer, inner) for outer in paths for inner in paths if inner.startswith(f"{outer}."))
     hint = "keep one of them, or list the variants one by one (--list)"
     return [_issue(GRID, inner, f"it is a part of {outer}, which varies too", hint) for outer, inner in pairs]
+
+
+def _has_secret(text: str) -> bool:
+    """Whether a value is a section with a secret in it, written out."""
+    try:
+        waiting = [json.loads(text)]
+    except ValueError:
+        return False
+    for value in waiting:
+        items = value.items() if isinstance(value, dict) else ()
+        if any(key in SECRET_KEYS and isinstance(item, str) and not item.startswith("${env:") for key, item in items):
+            return True
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return False
 
 
 def _closed(text: str) -> bool:
