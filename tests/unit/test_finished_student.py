@@ -154,3 +154,15 @@ def test_without_a_student_there_is_nothing_to_show_while_training(run: RunDirec
     with pytest.raises(DataError):
         runner(run).execute(stages)
     assert (run.path / "previous/1/student/weights").is_file()
+
+
+def test_a_pipeline_whose_jobs_train_in_their_own_directories_copies_nothing(run: RunDirectory) -> None:
+    run.student.mkdir(parents=True)
+    run.summary_path.write_text("{}")
+    job = Fake("job")
+    job.fails = True
+    runs = runner(run)
+    runs.completed([job])
+    with pytest.raises(DataError):
+        runs.execute([job])
+    assert not (run.path / "previous").exists()
