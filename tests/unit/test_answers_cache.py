@@ -163,6 +163,12 @@ def test_the_folder_must_be_ours_and_of_this_format(tmp_path: Path) -> None:
     (tmp_path / "cache" / "format.json").write_text("{}")
     with pytest.raises(ConfigError, match="no answers cache"):
         AnswersCache(tmp_path / "cache")
+    (tmp_path / "cache" / "format.json").write_text("")
+    with pytest.raises(ConfigError, match=r"is damaged\n    → if it is an answers cache, remove format.json"):
+        AnswersCache(tmp_path / "cache")
+    (tmp_path / "cache" / "format.json").unlink()
+    with AnswersCache(tmp_path / "cache") as cache:
+        assert len(cache) == 1
 
 
 def test_a_cache_is_in_use_for_as_long_as_a_run_lasts(tmp_path: Path) -> None:
