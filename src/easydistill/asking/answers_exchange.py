@@ -14,7 +14,7 @@ import os
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -207,6 +207,7 @@ def import_into(directory: str | Path, source: str | Path) -> Imported:
         ConfigError: the folder cannot be used.
     """
     path = Path(source).expanduser()
+    take: Callable[[AnswersCache, Path], Imported]
     if (path / ABOUT).is_file():
         take = _import_cache
     elif (path / "stages").is_dir() or (path / "summary.json").is_file():

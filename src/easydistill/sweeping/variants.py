@@ -135,14 +135,18 @@ def _nested(paths: Sequence[str]) -> list[ConfigIssue]:
 def _has_secret(text: str) -> bool:
     """Whether a value is a section with a secret in it, written out."""
     try:
-        waiting = [json.loads(text)]
+        waiting: list[Any] = [json.loads(text)]
     except ValueError:
         return False
-    for value in waiting:
-        items = value.items() if isinstance(value, dict) else ()
-        if any(key in SECRET_KEYS and isinstance(item, str) and not item.startswith("${env:") for key, item in items):
-            return True
-        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting.extend(value)
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                if key in SECRET_KEYS and isinstance(item, str) and not item.startswith("${env:"):
+                    return True
+                waiting.append(item)
     return False
 
 
