@@ -105,6 +105,8 @@ def test_a_wrong_variant_is_told_before_anything_is_paid(
     where = ["--set", "output_dir=s3://bucket/run"]
     assert main(["sweep", str(config), "--grid", "inference.seed=8,9", *where]) == 2
     assert "object store" in capsys.readouterr().err
+    assert main(["sweep", str(config), "--grid", "inference.seed=8,9", "--output", ""]) == 2
+    assert "--output: output_dir: the text is empty" in capsys.readouterr().err
     assert server.stats()["attempts"] == {} and not (tmp_path / "run").exists()
 
 

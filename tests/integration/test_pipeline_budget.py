@@ -246,3 +246,13 @@ def test_sft_is_the_second_half_of_black_box_distillation(tmp_path: Path, tiny_m
     prompts = {**job, "job_type": "sft", "dataset": {"instruction_path": "prompts.json"}}
     with pytest.raises(ConfigError, match="this job asks nobody to answer them\n    → name rows with answers"):
         load(prompts)
+
+
+def test_rows_without_answers_are_told_before_another_job_is_paid_for(
+    tmp_path: Path, server: ScriptedServer, tiny_model: Path
+) -> None:
+    job = student(pipeline(tmp_path, server.url), "sft", str(tiny_model))
+    job["jobs"]["sft"]["dataset"]["labeled_path"] = str(tmp_path / "seeds.json")
+    with pytest.raises(ConfigError, match=r"jobs.sft.dataset.labeled_path: .*none of its 10 rows can be used"):
+        easydistill.run(job, quiet=True)
+    assert server.asked == []

@@ -163,6 +163,12 @@ def test_the_folder_must_be_ours_and_of_this_format(tmp_path: Path) -> None:
     (tmp_path / "cache" / "format.json").write_text("{}")
     with pytest.raises(ConfigError, match="no answers cache"):
         AnswersCache(tmp_path / "cache")
+    (tmp_path / "cache" / "format.json").write_text("")
+    with pytest.raises(ConfigError, match=r"is damaged\n    → if it is an answers cache, remove format.json"):
+        AnswersCache(tmp_path / "cache")
+    (tmp_path / "cache" / "format.json").unlink()
+    with AnswersCache(tmp_path / "cache") as cache:
+        assert len(cache) == 1
 
 
 def test_a_cache_is_in_use_for_as_long_as_a_run_lasts(tmp_path: Path) -> None:
@@ -301,12 +307,14 @@ def test_a_damaged_file_changes_nothing(tmp_path: Path) -> None:
         "empty": b"",
     }.items():
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(DataError, match="nothing was"):
+        with pytest.raises(DataError, match="nothing was") as told:
             import_into(tmp_path / "theirs", tmp_path / name)
+        assert str(told.value).count("\n") == 1, "one line, and the hint"
         assert facts_of(tmp_path / "theirs").answers == 0
         assert not list((tmp_path / "theirs" / ANSWERS).iterdir())
     with pytest.raises(DataError, match="there are no answers here"):
-        import_into(tmp_path / "theirs", tmp_path / "absent")
+        import_into(tmp_path / "new", tmp_path / "absent")
+    assert not (tmp_path / "new").exists()
 
 
 def test_signals_that_are_missing_from_a_file_are_noticed(tmp_path: Path) -> None:

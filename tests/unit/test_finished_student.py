@@ -118,6 +118,24 @@ def test_a_run_that_ends_between_does_not_mix_settings(run: RunDirectory, monkey
     assert kept(run) == {"1": [1, 1, 1]}
 
 
+@pytest.mark.parametrize("next_rate", [1, 2])
+def test_a_kill_after_the_weights_are_moved_loses_nothing(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, next_rate: int
+) -> None:
+    train(run, rate=1)
+
+    def killed(*args: Any) -> None:
+        raise DataError("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("easydistill.engine.finished.FinishedStudent._number", killed)
+        train(run, rate=2)
+    assert kept(run) == {}
+    train(run, rate=next_rate)
+    assert kept(run) == {"1": [1, 1, 1]}
+    assert json.loads((run.student / "weights").read_text()) == {"rate": next_rate}
+
+
 def test_a_student_whose_evaluation_failed_is_kept_too(run: RunDirectory) -> None:
     train(run, fails=True, rate=1)
     train(run, rate=2)
@@ -136,3 +154,15 @@ def test_without_a_student_there_is_nothing_to_show_while_training(run: RunDirec
     with pytest.raises(DataError):
         runner(run).execute(stages)
     assert (run.path / "previous/1/student/weights").is_file()
+
+
+def test_a_pipeline_whose_jobs_train_in_their_own_directories_copies_nothing(run: RunDirectory) -> None:
+    run.student.mkdir(parents=True)
+    run.summary_path.write_text("{}")
+    job = Fake("job")
+    job.fails = True
+    runs = runner(run)
+    runs.completed([job])
+    with pytest.raises(DataError):
+        runs.execute([job])
+    assert not (run.path / "previous").exists()

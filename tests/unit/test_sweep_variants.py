@@ -46,6 +46,13 @@ def test_no_two_variants_share_a_folder() -> None:
     assert all("/" not in name and len(name) < 140 for name in names)
 
 
+def test_names_of_any_script_fit_a_file_system() -> None:
+    prompts = ",".join(f"{'请简短地回答' * 10}{number}" for number in range(2))
+    found = variants_of([f"jobs.{job}.inference.system_prompt={prompts}" for job in ("a", "b", "c")])
+    assert len({variant.name for variant in found}) == 8
+    assert all(len(variant.name.encode()) < 140 for variant in found)
+
+
 def test_a_random_choice_is_the_same_each_time_and_keeps_the_order() -> None:
     grid = ["training.seed=" + ",".join(map(str, range(50)))]
     some = variants_of(grid, most=5, seed=3)
@@ -80,7 +87,11 @@ def test_a_list_names_variants_one_by_one(tmp_path: Path) -> None:
         (["output_dir=a,b"], "a sweep sets this itself"),
         (["answers_cache=a,b"], "a sweep sets this itself"),
         (["inference.api_key=a,b"], "a secret would be in the names"),
+        (['inference={"model": "a", "api_key": "b"}'], "a secret inside it would be in the names"),
         ([], "nothing varies"),
+        (['inference.system_prompt="Be brief, Be long'], "has no other end"),
+        (["training.lora=null],null"], "has no other end"),
+        (["training.lora=null", "training.lora.r=4,8"], "it is a part of training.lora, which varies too"),
     ],
 )
 def test_what_is_no_grid_is_refused(grid: list[str], words: str) -> None:

@@ -14,7 +14,7 @@ import os
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -207,15 +207,18 @@ def import_into(directory: str | Path, source: str | Path) -> Imported:
         ConfigError: the folder cannot be used.
     """
     path = Path(source).expanduser()
+    take: Callable[[AnswersCache, Path], Imported]
+    if (path / ABOUT).is_file():
+        take = _import_cache
+    elif (path / "stages").is_dir() or (path / "summary.json").is_file():
+        take = _import_run
+    elif path.is_file():
+        take = _import_file
+    else:
+        hint = "name a file that `easydistill answers export` wrote, a cache's folder, or a run directory"
+        raise DataError(f"{path}: there are no answers here\n    → {hint}")
     with AnswersCache(Path(directory).expanduser()) as cache:
-        if (path / ABOUT).is_file():
-            return _import_cache(cache, path)
-        if (path / "stages").is_dir() or (path / "summary.json").is_file():
-            return _import_run(cache, path)
-        if path.is_file():
-            return _import_file(cache, path)
-    hint = "name a file that `easydistill answers export` wrote, a cache's folder, or a run directory"
-    raise DataError(f"{path}: there are no answers here\n    → {hint}")
+        return take(cache, path)
 
 
 def _import_cache(cache: AnswersCache, source: Path) -> Imported:
@@ -281,7 +284,9 @@ def _import_file(cache: AnswersCache, source: Path) -> Imported:
             return segment.result(taken)
     except (tarfile.TarError, EOFError, OSError, KeyError, ValueError) as error:
         hint = "transfer it again, or export it again"
-        raise DataError(f"{source}: cannot be imported, nothing was: {error}\n    → {hint}") from None
+        # tarfile lists all that it has tried, a line each.
+        why = "it is no archive" if "\n" in str(error) else error
+        raise DataError(f"{source}: cannot be imported, nothing was: {why}\n    → {hint}") from None
 
 
 def _about(archive: tarfile.TarFile, source: Path) -> dict[str, Any]:

@@ -56,6 +56,9 @@ class FinishedStudent:
 
     def prepare(self) -> None:
         """Copy what the run is about to write anew, unless an earlier attempt has done so."""
+        if (self._pending / STUDENT).is_dir():
+            # An earlier attempt was killed when it had moved the weights, and gave them no number.
+            self._number()
         if not self._settings or _replacing or self._pending.is_dir():
             return
         making = self._folder / f"{_PENDING}.tmp"
@@ -81,13 +84,15 @@ class FinishedStudent:
         """
         if _replacing or not model.is_dir() or not self._pending.is_dir():
             return None
-        number = 1 + max((int(path.name) for path in self._folder.iterdir() if path.name.isdecimal()), default=0)
         model.rename(self._pending / STUDENT)
-        target = self._folder / str(number)
-        self._pending.rename(target)
+        target = self._number()
         # Its files are those that were moved. Until there is another student, there is none.
         shutil.rmtree(self._run.student, ignore_errors=True)
         return target
+
+    def _number(self) -> Path:
+        number = 1 + max((int(path.name) for path in self._folder.iterdir() if path.name.isdecimal()), default=0)
+        return self._pending.rename(self._folder / str(number))
 
     def forget(self) -> None:
         """Nothing was replaced: remove the copies."""

@@ -177,7 +177,8 @@ class Runner:
         self._run.keep_start()
         finished = self._finished or FinishedStudent(self._run)
         trains = [stage.name for stage in stages if STUDENT in stage.offers]
-        finished.prepare()
+        if trains:
+            finished.prepare()
         artifacts: dict[str, Artifact] = {}
         records: list[StageRecord] = []
         for number, stage in enumerate(stages, start=1):

@@ -37,7 +37,8 @@ def sweep(config: str, arguments: argparse.Namespace) -> int:
 def plan_lines(made: Sweep) -> list[str]:
     """The variants of a sweep, and what each would take."""
     found = made.plan()
-    lines = [f"{len(found)} variants in {made.directory}, answers and signals in {made.cache}"]
+    many = "1 variant" if len(found) == 1 else f"{len(found)} variants"
+    lines = [f"{many} in {made.directory}, answers and signals in {made.cache}"]
     for variant in found:
         lines.append(variant.name)
         lines += [f"  {line}" for line in _stage_lines(variant)]

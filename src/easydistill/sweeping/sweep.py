@@ -119,6 +119,10 @@ class Sweep:
         self._config = json.loads(json.dumps(source, default=str)) if isinstance(source, Mapping) else str(source)
         self._overrides = tuple(overrides)
         named = self._folder(variants) if output is None else str(output)
+        if not named.strip():
+            raise ConfigError(
+                ConfigIssue("--output", "output_dir", "the text is empty", "name a folder, or leave it out")
+            )
         if is_remote(named):
             hint = "name a folder of this machine with --output; submit variants one by one to a store"
             raise ConfigError(ConfigIssue("--output", "output_dir", f"{named} is in an object store", hint))

@@ -21,6 +21,7 @@ GRID, LIST = "--grid", "--list"
 _OWN = ("output_dir", "training.output_dir", "answers_cache", "storage", "job_type", "$schema")
 """Keys that a sweep sets itself, or that no two runs of one sweep can differ in."""
 _LONGEST_NAME = 120
+"""Bytes: file systems take 255, of which a letter of some scripts is three or four."""
 _LONGEST_VALUE = 40
 _OPENS, _CLOSES = "[{", "]}"
 
@@ -61,16 +62,20 @@ def variants_of(
     axes = [axis for text in grid if (axis := _axis(text, issues)) is not None]
     entries = [_entry(entry) for entry in listed] or [()]
     paths = [path for path, _ in axes]
+    hint_of_secrets = 'write "${env:NAME}" in the config'
     issues += [_issue(GRID, path, "the key is there twice", "list all its values once") for path in _repeated(paths)]
     for path in dict.fromkeys([*paths, *(path for entry in entries for path, _ in entry)]):
         if path in _OWN or path.startswith("storage."):
             issues.append(_issue(GRID, path, "a sweep sets this itself, or cannot vary it", "remove it"))
         if path.rpartition(".")[2] in SECRET_KEYS:
-            hint = 'write "${env:NAME}" in the config'
-            issues.append(_issue(GRID, path, "a secret would be in the names of folders", hint))
+            issues.append(_issue(GRID, path, "a secret would be in the names of folders", hint_of_secrets))
+    values = [*axes, *((path, [text]) for entry in entries for path, text in entry)]
+    for path in dict.fromkeys(path for path, texts in values if any(map(_has_secret, texts))):
+        issues.append(_issue(GRID, path, "a secret inside it would be in the names of folders", hint_of_secrets))
     for path in sorted({path for entry in entries for path, _ in entry} & set(paths)):
         issues.append(_issue(LIST, path, "the grid has this key too", "keep one of them"))
-    if not axes and not listed:
+    issues += _nested([*dict.fromkeys([*paths, *(path for entry in entries for path, _ in entry)])])
+    if not grid and not listed:
         issues.append(_issue(GRID, "", "nothing varies", "e.g. --grid training.learning_rate=1e-5,3e-5"))
     if issues:
         raise ConfigError(issues)
@@ -112,8 +117,52 @@ def _axis(text: str, issues: list[ConfigIssue]) -> tuple[str, list[str]] | None:
         hint = "e.g. --grid training.learning_rate=1e-5,3e-5"
         issues.append(_issue(GRID, "", f"{json.dumps(text)} is not of the form path=value,value", hint))
         return None
+    if not _closed(rest):
+        hint = "close it; a text with brackets or quotes is written as JSON"
+        issues.append(_issue(GRID, path.strip(), f"a bracket or quote in {json.dumps(rest)} has no other end", hint))
+        return None
     issues += [_issue(GRID, path.strip(), f"{value} is there twice", "remove one") for value in _repeated(values)]
     return path.strip(), values
+
+
+def _nested(paths: Sequence[str]) -> list[ConfigIssue]:
+    """Keys inside of one another: what is set later would replace what was set before."""
+    pairs = ((outer, inner) for outer in paths for inner in paths if inner.startswith(f"{outer}."))
+    hint = "keep one of them, or list the variants one by one (--list)"
+    return [_issue(GRID, inner, f"it is a part of {outer}, which varies too", hint) for outer, inner in pairs]
+
+
+def _has_secret(text: str) -> bool:
+    """Whether a value is a section with a secret in it, written out."""
+    try:
+        waiting: list[Any] = [json.loads(text)]
+    except ValueError:
+        return False
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting.extend(value)
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                if key in SECRET_KEYS and isinstance(item, str) and not item.startswith("${env:"):
+                    return True
+                waiting.append(item)
+    return False
+
+
+def _closed(text: str) -> bool:
+    """Whether brackets and quotes have both ends, without which commas would separate what they should not."""
+    quoted, depth, skips = False, 0, False
+    for letter in text:
+        if skips or (quoted and letter == "\\"):
+            skips = not skips
+        elif letter == '"':
+            quoted = not quoted
+        elif not quoted:
+            depth += (letter in _OPENS) - (letter in _CLOSES)
+            if depth < 0:
+                return False
+    return not quoted and depth == 0
 
 
 def _split(text: str) -> list[str]:
@@ -146,11 +195,16 @@ def _names(found: Sequence[Sequence[tuple[str, str]]]) -> list[str]:
     """A folder's name for each variant: `learning_rate=1e-5,seed=1`, unlike all others."""
     short = _short({path for values in found for path, _ in values})
     names = [",".join(f"{short[path]}={_slug(text)}" for path, text in values) for values in found]
-    unclear = {name for name in names if names.count(name) > 1 or len(name) > _LONGEST_NAME}
+    unclear = {name for name in names if names.count(name) > 1 or len(name.encode()) > _LONGEST_NAME}
     return [
-        f"{name[:_LONGEST_NAME]}-{content_hash(list(map(list, values)))[:8]}" if name in unclear else name
+        f"{_start(name)}-{content_hash(list(map(list, values)))[:8]}" if name in unclear else name
         for name, values in zip(names, found, strict=True)
     ]
+
+
+def _start(name: str) -> str:
+    """As many whole letters as may be in a name."""
+    return name.encode()[:_LONGEST_NAME].decode(errors="ignore")
 
 
 def _short(paths: set[str]) -> dict[str, str]:

@@ -223,7 +223,8 @@ def _prepare(directory: Path) -> None:
     except OSError as error:
         raise _unfit(directory, f"this folder cannot be used: {error}", _WRITABLE) from None
     except ValueError:
-        about = None
+        hint = f"if it is an answers cache, remove {ABOUT}, which is then written anew; else name another folder"
+        raise _unfit(directory, f"{ABOUT} in this folder is damaged", hint) from None
     kind, version = (about.get("kind"), about.get("format")) if isinstance(about, dict) else (None, None)
     if kind != KIND:
         raise _unfit(directory, f"this folder is no answers cache ({ABOUT} is another's)", "name another folder")

@@ -100,13 +100,21 @@ class TrainStage:
         return issues + check_student(self._models) + needs_extra("train", "torch", "transformers", "accelerate")
 
     def examine(self) -> list[ConfigIssue]:
-        """Load the student's tokenizer, render the first rows, and try whether rows can be packed."""
-        issues = self._foresight.issues()
+        """Load the student's tokenizer, read and render the first rows, and try whether rows can be packed."""
+        issues = self._foresight.issues() or self._unusable()
         if issues or not isinstance(self._training, TrainingConfig) or not self._training.packing:
             return issues
         from easydistill.methods.sft.packing import packing_issues
 
         return packing_issues(self._models, self._training.max_length)
+
+    def _unusable(self) -> list[ConfigIssue]:
+        """Why there is nothing to train on: in a pipeline, before other jobs are paid for."""
+        error = self._foresight.unread
+        if error is None or self._rows.from_stage or self._rows.are_cited:
+            return []
+        problem, _, more = str(error).partition("\n")
+        return [ConfigIssue("config", "dataset.labeled_path", problem, more.strip().removeprefix("→ "))]
 
     def preview(self, limit: int) -> list[Previewed]:
         """The first rows as they are read, where they are in a file: no model is asked for them."""

@@ -179,13 +179,22 @@ class Foresight:
             tokenizer, side.eos_ids, settings.template, settings.template_kwargs, None, settings.thoughts, images
         )
 
-    @cached_property
+    @property
+    def unread(self) -> DataError | None:
+        """Why none of the first rows can be used; None if some can, or if that is not known."""
+        return self._tried if isinstance(self._tried, DataError) else None
+
+    @property
     def _first(self) -> FirstRows:
+        # Rows that cannot be read are reported by the stage that reads them.
+        return FirstRows() if isinstance(self._tried, Exception) else self._tried
+
+    @cached_property
+    def _tried(self) -> FirstRows | EasyDistillError | OSError:
         try:
             return self.read(FORETOLD, self.sizes)
-        except (EasyDistillError, OSError):
-            # A file that cannot be read is reported by the stage that reads it.
-            return FirstRows()
+        except (EasyDistillError, OSError) as error:
+            return error
 
     @property
     def _chats(self) -> Sequence[Chat]:
