@@ -82,7 +82,8 @@ def _total(stages: Sequence[PlannedStage], directory: Path) -> Iterator[str]:
     # What is kept takes nothing more.
     total = total_of(stage for stage in stages if stage.state != "done")
     if total.calls is not None:
-        yield f"{total.calls:,} calls"
+        fewest = sum(stage.estimate.calls or 0 for stage in stages if stage.state != "done")
+        yield f"{range_words((fewest, total.calls))} calls"
     for name, word in _RANGES.items():
         if (ends := getattr(total, name)) is not None:
             yield f"{word} {range_words(ends)}"
