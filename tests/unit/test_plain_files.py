@@ -149,6 +149,11 @@ def test_a_function_does_not_end_the_run_as_if_all_was_well(rewards: Path) -> No
         scores(rewards, "leaves", [rollout("a")])
 
 
+def test_an_error_without_a_line_names_the_file_alone(rewards: Path) -> None:
+    rewards.write_text("x = '\0'\n")
+    assert ": my_rewards.py: source code " in said(config(rewards.parent, {"my_rewards.py:x": {}}))
+
+
 def test_a_setting_with_the_name_of_a_method_of_sections_is_refused(rewards: Path) -> None:
     rewards.write_text(CALLABLES)
     assert "`copy` has the name of something that sections need" in said(
