@@ -53,7 +53,7 @@ class ToolChecks:
         self._checks[name] = Draft202012Validator(schema, registry=Registry())
         named = schema.get("properties", {}) if isinstance(schema, dict) else None
         closed = isinstance(named, dict) and not any(word in schema for word in _OPEN)
-        self._named[name] = frozenset((*named, *schema.get("required", ()))) if closed else None
+        self._named[name] = frozenset((*(named or ()), *schema.get("required", ()))) if closed else None
 
     def problem(self, call: ToolCall) -> str | None:
         """What is wrong with a call, for the assistant; None if it can be answered."""
