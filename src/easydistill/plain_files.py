@@ -207,9 +207,9 @@ def _imported(file: Path, files: Sequence[Path]) -> ModuleType:
     try:
         return importlib.import_module(_module_name(file))
     except SyntaxError as error:
-        raise PlainFileError(
-            f"{Path(error.filename or file).name}:{error.lineno}: {error.msg}", "correct it"
-        ) from error
+        # Null bytes have no line.
+        place = Path(error.filename or file).name + (f":{error.lineno}" if error.lineno else "")
+        raise PlainFileError(f"{place}: {error.msg}", "correct it") from error
     except (Exception, SystemExit) as error:
         place = place_in(error, files) or file.name
         dotted = isinstance(error, ImportError) and str(error.name or "").startswith(__name__)

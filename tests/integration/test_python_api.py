@@ -72,6 +72,8 @@ def test_what_happens_is_told_and_the_result_has_it(job: dict[str, Any]) -> None
     assert opened.summary == json.loads(json.dumps(result.summary)) and opened.exit_code == 0
     with pytest.raises(DataError, match="no run is here"):
         easydistill.result(Path(job["output_dir"]).parent)
+    with pytest.raises(DataError, match="no run is here"):
+        easydistill.result(opened.report)
 
 
 def test_a_changed_function_runs_its_stage_again(job: dict[str, Any], tmp_path: Path) -> None:

@@ -165,3 +165,31 @@ def test_the_command_tells_the_sum(tmp_path: Path, prompts: str, capsys: pytest.
     assert main(["plan", "--json", str(path)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["total"]["calls"] == sum(stage["estimate"]["calls"] for stage in found["stages"]) == 300
+
+
+def test_what_writes_rows_takes_as_much_memory_as_what_labels_them(
+    tmp_path: Path, prompts: str, tiny_model: Path
+) -> None:
+    common = {
+        "output_dir": str(tmp_path / "run"),
+        "dataset": {"instruction_path": prompts},
+        "inference": {"backend": "transformers", "max_new_tokens": 8},
+        "models": {"teacher": str(tiny_model)},
+    }
+    (label,) = api.plan({"job_type": "label", **common})
+    (refine,) = api.plan({"job_type": "instruction_refinement", **common})
+    assert refine.estimate.memory_bytes and refine.estimate.memory_bytes == label.estimate.memory_bytes
+
+
+def test_calls_that_answers_decide_on_are_a_range(
+    tmp_path: Path, prompts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = {"base_url": "http://localhost:9/v1", "model": "m"}
+    made = {"job_type": "instruction_expansion", "dataset": {"instruction_path": prompts}, "inference": server}
+    (stage,) = api.plan({**made, "output_dir": str(tmp_path / "run")})
+    calls, most = stage.estimate.calls, stage.estimate.calls_at_most
+    assert calls and most and calls < most
+    path = tmp_path / "kd.json"
+    path.write_text(json.dumps({**made, "output_dir": str(tmp_path / "run")}))
+    assert main(["plan", str(path)]) == 0
+    assert f"in all: {calls:,} to {most:,} calls" in capsys.readouterr().out

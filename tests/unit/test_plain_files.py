@@ -17,7 +17,7 @@ import pytest
 import easydistill
 from easydistill import api
 from easydistill.config.plain_functions import FunctionFailed
-from easydistill.contracts.operator import Ask, Reply, answer_with
+from easydistill.contracts.operator import Ask, OperatorConfig, Reply, answer_with
 from easydistill.contracts.reward import RewardContext, Rollout
 from easydistill.contracts.teacher import Completion, GenerationRequest
 from easydistill.data.records import Sample
@@ -98,6 +98,67 @@ def test_a_reward_is_called_as_trl_calls_it(rewards: Path) -> None:
     two = [rollout("one two three four", answer="5"), rollout("5", answer="5"), rollout("", answer=None)]
     assert scores(rewards, "brevity", two, words=2) == [0.5, 1.0, 1.0]
     assert scores(rewards, "right", two) == [0.0, 1.0, None]
+
+
+CALLABLES = """
+import asyncio, functools
+
+def keeping(call):
+    @functools.wraps(call)
+    def kept(*given, **named):
+        return call(*given, **named)
+    return kept
+
+def waiting(call):
+    @functools.wraps(call)
+    def waited(*given, **named):
+        return asyncio.run(call(*given, **named))
+    return waited
+
+class Constant:
+    def __call__(self, completions, *, value: float = 2.0): return [value for _ in completions]
+
+def scaled(completions, factor, *, value: float = 2.0): return [factor * value for _ in completions]
+
+constant = Constant()
+partial = functools.partial(scaled, factor=3)
+shorter = lambda completions: [1.0 for _ in completions]
+
+@keeping
+async def later(completions): return [4.0 for _ in completions]
+
+@waiting
+async def already(completions): return [5.0 for _ in completions]
+
+def leaves(completions): raise SystemExit(0)
+def copies(completions, *, copy: int = 1): return [0.0 for _ in completions]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("constant", 2.0), ("partial", 6.0), ("shorter", 1.0), ("later", 4.0), ("already", 5.0)]
+)
+def test_whatever_can_be_called_is_a_function(rewards: Path, name: str, value: float) -> None:
+    rewards.write_text(CALLABLES)
+    assert scores(rewards, name, [rollout("a"), rollout("b")]) == [value, value]
+
+
+def test_a_function_does_not_end_the_run_as_if_all_was_well(rewards: Path) -> None:
+    rewards.write_text(CALLABLES)
+    with pytest.raises(FunctionFailed, match=r"my_rewards.py:\d+: SystemExit: 0"):
+        scores(rewards, "leaves", [rollout("a")])
+
+
+def test_an_error_without_a_line_names_the_file_alone(rewards: Path) -> None:
+    rewards.write_text("x = '\0'\n")
+    assert ": my_rewards.py: source code " in said(config(rewards.parent, {"my_rewards.py:x": {}}))
+
+
+def test_a_setting_with_the_name_of_a_method_of_sections_is_refused(rewards: Path) -> None:
+    rewards.write_text(CALLABLES)
+    assert "`copy` has the name of something that sections need" in said(
+        config(rewards.parent, {"my_rewards.py:copies": {}})
+    )
 
 
 def test_a_coroutine_runs_beside_a_loop_that_runs(rewards: Path) -> None:
@@ -324,6 +385,25 @@ def test_an_operator_is_a_function_of_a_row(tmp_path: Path) -> None:
         operate(path, "wrong", rows)
 
 
+def test_no_row_of_an_operator_goes_in_silence(tmp_path: Path) -> None:
+    path = tmp_path / "my_operators.py"
+    path.write_text("def none_of_it(row): return []\n")
+    result, _ = operate(path, "none_of_it", [Sample("1", ({"role": "user", "content": "x"},))])
+    assert [(each.id, each.reason) for each in result.rejected] == [("1", "dropped")]
+
+
+def test_an_operator_that_asks_may_be_decorated(tmp_path: Path) -> None:
+    path = tmp_path / "my_operators.py"
+    path.write_text(CALLABLES + "@keeping\ndef titled(row): return {**row, 'title': (yield 'Title?')}\n")
+    path.write_text(path.read_text() + "def hidden(row): return (each for each in [row])\n")
+    rows = [Sample("1", ({"role": "user", "content": "x"},))]
+    result, asked = operate(path, "titled", rows)
+    assert len(asked) == 1 and result.accepted[0].meta["title"]
+    assert issubclass(OPERATORS.module(f"{path}:titled").Config, OperatorConfig)
+    with pytest.raises(FunctionFailed, match="a function that asks the teacher has `yield` itself"):
+        operate(path, "hidden", rows)
+
+
 def test_an_operator_is_a_job(tmp_path: Path) -> None:
     (tmp_path / "my_operators.py").write_text(OPERATORS_FILE)
     path, rows = tmp_path / "job.json", tmp_path / "x.json"
@@ -406,6 +486,8 @@ def test_losses_metrics_and_tasks_are_functions_too(tmp_path: Path) -> None:
         "def gap(teacher, student, *, power: float = 1.0): return (teacher.exp() - student.exp()).abs().sum(-1) ** power\n"
         "def mean(teacher, student): return (teacher - student).mean()\n"
         "def swapped(student_logprobs, teacher_logprobs): ...\n"
+        "def constant(teacher, student): return teacher.exp().sum(-1)\n"
+        "async def later(teacher, student): ...\n"
         "def ratio(answer, reference): return len(answer) / len(reference)\n"
         "def entropy(student): return -(student.exp() * student).sum(-1)\n"
         "def exact(reply, row): return reply.strip() == row['answer']\n"
@@ -417,6 +499,13 @@ def test_losses_metrics_and_tasks_are_functions_too(tmp_path: Path) -> None:
     wrong = LOSSES.module(f"{path}:mean")
     with pytest.raises(FunctionFailed, match=r"returned the shape \[\]: a value for each token is needed, \[1\]"):
         wrong.divergence(wrong.Config(distillation_type=f"{path}:mean"), teacher, student, Outcomes())
+    fixed = LOSSES.module(f"{path}:constant")
+    with pytest.raises(FunctionFailed, match="returned values without a gradient"):
+        fixed.divergence(
+            fixed.Config(distillation_type=f"{path}:constant"), teacher, student.clone().requires_grad_(), Outcomes()
+        )
+    with pytest.raises(ConfigError, match="it is `async`, and only rewards may be"):
+        LOSSES.module(f"{path}:later")
     with pytest.raises(ConfigError, match="nothing is given to its parameter `student_logprobs`"):
         LOSSES.module(f"{path}:swapped")
     ratio = METRICS.module(f"{path}:ratio")

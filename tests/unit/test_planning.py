@@ -28,7 +28,7 @@ from easydistill.models.size import ModelShape, gguf_values, student_shape
 from easydistill.planning import disk
 from easydistill.planning.document import PlanDocument
 from easydistill.planning.hours import total_seconds, with_hours
-from easydistill.planning.words import plan_lines
+from easydistill.planning.words import gigabytes, plan_lines
 
 MODELS = ModelsConfig(
     student=FreshStudent(
@@ -251,6 +251,16 @@ def test_a_plan_is_read_at_a_glance(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     total = text.splitlines()[-1]
     assert total.startswith("in all: 8 calls, tokens out 8 to 800, cost 0.5 to 1.5, memory 5 GB, disk 4 GB of ")
     assert total.endswith("time about 2.0 h")
+
+
+def test_a_stage_of_which_nothing_is_known_is_told(tmp_path: Path) -> None:
+    text = "\n".join(plan_lines([*stages(), PlannedStage("other", "pending", Estimate())], tmp_path / "run"))
+    assert "\nnothing can be told of other: of a model that a stage loads, the config must be on this machine" in text
+    assert "memory at least 5 GB, disk at least 4 GB" in text.splitlines()[-1]
+
+
+def test_little_is_not_nothing() -> None:
+    assert [gigabytes(size) for size in (900, 42 * 10**6, 2 * 10**8)] == ["1 kB", "42 MB", "0.2 GB"]
 
 
 def test_a_disk_that_is_too_small_is_told_with_what_would_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

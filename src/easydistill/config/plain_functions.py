@@ -9,6 +9,7 @@ All other parameters are what the function is given; which there are says the ki
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -63,15 +64,32 @@ class PlainFunction:
         """The names of those that it must be given."""
         return [name for name, each in self.given.items() if each.default is inspect.Parameter.empty]
 
-    def check_named(self, known: Sequence[str]) -> None:
+    @cached_property
+    def written(self) -> Any:
+        """The function with `def` that a call ends in: without `functools.partial` and decorators that keep its
+        signature; of an object that can be called, its `__call__`."""
+        call: Any = self.call
+        while True:
+            inner = call.func if isinstance(call, functools.partial) else inspect.unwrap(call)
+            if inner is call:
+                break
+            call = inner
+        return call if inspect.isroutine(call) else type(call).__call__
+
+    def check_named(self, known: Sequence[str], *, may_wait: bool = False) -> None:
         """Refuse parameters that nothing is given to.
 
         Args:
             known: the names that it may ask for.
+            may_wait: whether functions of its kind may be `async`.
 
         Raises:
-            PlainFileError: it asks for another one, or takes arguments by position alone.
+            PlainFileError: it asks for another one, takes arguments by position alone, or is `async`.
         """
+        # A decorator may have made it wait itself.
+        called = self.call if inspect.isroutine(inspect.unwrap(self.call)) else self.written
+        if not may_wait and (inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called)):
+            raise PlainFileError("it is `async`, and only rewards may be", "write `def`, with `asyncio.run` in it")
         for name, each in self.given.items():
             if each.kind is inspect.Parameter.POSITIONAL_ONLY:
                 raise PlainFileError(f"its parameter `{name}` has no name for the caller", "remove the `/`")
@@ -88,11 +106,12 @@ class PlainFunction:
         Raises:
             PlainFileError: a setting has the name of a key of `base`, or a type that a config cannot hold.
         """
-        if taken := self.settings.keys() & (base.model_fields.keys() | more.keys()):
-            name = min(taken)
-            raise PlainFileError(f"its setting `{name}` has the name of a key that every section has", "rename it")
+        taken = [name for name in self.settings if name in base.model_fields or name in more or hasattr(base, name)]
+        if taken:
+            what = "a key that every section has" if taken[0] in base.model_fields else "something that sections need"
+            raise PlainFileError(f"its setting `{taken[0]}` has the name of {what}", "rename it")
         try:
-            hints = get_type_hints(self.call)
+            hints = get_type_hints(self.written)
             fields: Any = {name: (hints[name], each.default) for name, each in self.settings.items()}
             return create_model(
                 "Config",

@@ -214,6 +214,6 @@ class RunDirectory:
     def read_summary(self) -> dict[str, Any] | None:
         try:
             summary: dict[str, Any] = read_json(self.summary_path)
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
         return summary

@@ -45,12 +45,14 @@ def module_of(call: Callable[..., Any], file: PlainFile, reference: Reference) -
         arguments = {name: value for name, value in given.items() if name in function.given}
         try:
             found: Any = call(**arguments, **function.chosen(config))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise function.failed(error) from error
         shape = getattr(found, "shape", None)
         if shape is None or tuple(shape) != tuple(teacher_NM.shape[:1]):
             what = f"a {type(found).__name__}" if shape is None else f"the shape {list(shape)}"
             raise function.wrong(f"returned {what}: a value for each token is needed, [{len(teacher_NM)}]")
+        if student_NM.requires_grad and not getattr(found, "requires_grad", False):
+            raise function.wrong("returned values without a gradient: they must be computed from `student` by torch")
         return found  # type: ignore[no-any-return]
 
     return function.module(Config=function.config(DistillationConfig), divergence=divergence)

@@ -26,10 +26,17 @@ def plan_lines(stages: Sequence[PlannedStage], directory: Path) -> Iterator[str]
     if names := ", ".join(stage.name for stage in unknown if stage.estimate.work is not None):
         kept = "" if rates_file() is None else ": a run keeps one, and `easydistill plan --probe` measures this machine"
         yield f"time unknown of {names}: nothing like it has been run here{kept}"
+    if names := ", ".join(stage.name for stage in _untold(stages)):
+        yield f"nothing can be told of {names}: of a model that a stage loads, the config must be on this machine"
     if any(stage.state.startswith("waits") for stage in stages):
         yield "figures of what waits are limits: as if no row were rejected, of the shortest and the longest answers"
     if facts := ", ".join(_total(stages, directory)):
         yield f"in all: {facts}"
+
+
+def _untold(stages: Sequence[PlannedStage]) -> list[PlannedStage]:
+    """The stages that are to run and of which nothing is known."""
+    return [stage for stage in stages if stage.state != "done" and stage.estimate == Estimate()]
 
 
 def _state(stage: PlannedStage) -> str:
@@ -75,15 +82,17 @@ def _total(stages: Sequence[PlannedStage], directory: Path) -> Iterator[str]:
     # What is kept takes nothing more.
     total = total_of(stage for stage in stages if stage.state != "done")
     if total.calls is not None:
-        yield f"{total.calls:,} calls"
+        fewest = sum(stage.estimate.calls or 0 for stage in stages if stage.state != "done")
+        yield f"{range_words((fewest, total.calls))} calls"
     for name, word in _RANGES.items():
         if (ends := getattr(total, name)) is not None:
             yield f"{word} {range_words(ends)}"
+    least = "at least " if _untold(stages) else ""
     if total.memory_bytes is not None:
-        yield f"memory {gigabytes(total.memory_bytes)}"
+        yield f"memory {least}{gigabytes(total.memory_bytes)}"
     needed, free = disk_ahead(stages), free_bytes(directory)
     if needed:
-        yield f"disk {gigabytes(needed)}" + (f" of {gigabytes(free)} that are free" if free is not None else "")
+        yield f"disk {least}{gigabytes(needed)}" + (f" of {gigabytes(free)} that are free" if free is not None else "")
     if (seconds := total_seconds(stages)) is not None:
         yield f"time about {duration_words(seconds)}"
 
@@ -98,7 +107,9 @@ def _parts(parts: Mapping[str, int] | None, total: int) -> str:
 def gigabytes(size: int) -> str:
     """Bytes in words: three digits are more than an estimate knows."""
     value = size / _GB
-    return f"{value:,.0f} GB" if value >= 10 else f"{value:.2g} GB" if value >= 0.1 else f"{size / 10**6:.0f} MB"
+    if value >= 0.1:
+        return f"{value:,.0f} GB" if value >= 10 else f"{value:.2g} GB"
+    return f"{size / 10**6:.0f} MB" if size >= 10**6 else f"{size / 1000:.0f} kB"
 
 
 def range_words(ends: tuple[Any, Any]) -> str:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from types import ModuleType
@@ -55,7 +55,7 @@ def module_of(call: Callable[..., Any], file: PlainFile, reference: Reference) -
         if name in function.required():
             raise PlainFileError(f"`{name}` is not given here", f"remove it, or give it a default: `{name}=None`")
     columns = [name for name in function.given if name not in (*_OURS, *_OF_TRAINERS)]
-    function.check_named([*_OURS, *columns])
+    function.check_named([*_OURS, *columns], may_wait=True)
     needed = [name for name in columns if name in function.required()]
     return function.module(
         Config=function.config(FunctionRewardConfig),
@@ -76,9 +76,7 @@ class FunctionReward:
     def __init__(self, function: PlainFunction, config: Any, context: RewardContext) -> None:
         self._function, self._form, self._context = function, config.form, context
         self._settings = function.chosen(config)
-        call = function.call
-        waits = inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(type(call).__call__)
-        self._loop = _Loop() if waits else None
+        self._loop: _Loop | None = None
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:
         """
@@ -87,9 +85,11 @@ class FunctionReward:
         """
         arguments = self._arguments(rollouts) | self._settings
         try:
-            call = partial(self._function.call, **arguments)
-            values = call() if self._loop is None else self._loop.result_of(call)
-        except Exception as error:
+            values = self._function.call(**arguments)
+            if inspect.isawaitable(values):
+                self._loop = self._loop or _Loop()
+                values = self._loop.result_of(values)
+        except (Exception, SystemExit) as error:
             raise self._function.failed(error) from error
         return self._numbers(values, len(rollouts))
 
@@ -158,9 +158,9 @@ class _Loop:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="reward")
         self._thread.start()
 
-    def result_of(self, call: Callable[[], Any]) -> Any:
+    def result_of(self, value: Awaitable[Any]) -> Any:
         async def awaited() -> Any:
-            return await call()
+            return await value
 
         return asyncio.run_coroutine_threadsafe(awaited(), self._loop).result()
 

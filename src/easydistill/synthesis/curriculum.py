@@ -21,6 +21,7 @@ from easydistill.data.reading import Reading, at_most, read_rows
 from easydistill.data.records import Rejection, Sample
 from easydistill.data.writing import writable
 from easydistill.engine.checks import unreadable_rows
+from easydistill.engine.devices import answering_bytes
 from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult
 from easydistill.errors import ConfigIssue
 from easydistill.methods.shared.row_reading import one_writer, read_made
@@ -117,7 +118,8 @@ class CurriculumStage(SynthesiseStage):
         """Rows only: the number of requests depends on how many rows turn out to be hard."""
         total = len(self._read().samples)
         rows = total - self._rows.heldout_rows(total)
-        return Estimate(rows=rows, memory_bytes=self._models["teacher"].plan.memory_bytes())
+        weights = self._models["teacher"].plan.memory_bytes()
+        return Estimate(rows=rows, memory_bytes=None if weights is None else answering_bytes(weights))
 
     def preview(self, limit: int) -> list[Previewed]:
         note = "the student's own answers come first, then the judge sees them beside the teacher's"

@@ -41,6 +41,7 @@ from easydistill.data.writing import (
     write_parquet,
 )
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
+from easydistill.engine.devices import answering_bytes
 from easydistill.engine.stage import REJECTED, Estimate, Previewed, StageContext, StageResult, Work, lines_of
 from easydistill.errors import ConfigIssue, DataError
 from easydistill.synthesis.asker import Asker
@@ -134,7 +135,10 @@ class SynthesiseStage:
     def estimate(self, directory: Path) -> Estimate:
         """Estimate from the operator's first requests, with the maximum number of requests if the operator knows it."""
         rows, asks = self.first_questions()
-        memory = next((model.plan.memory_bytes() for model in self._models.values()), None)
+        # All of this machine stay loaded; those behind an API take nothing.
+        models = {id(model): model.plan.memory_bytes() for model in self._models.values()}
+        weights = sum(size for size in models.values() if size is not None)
+        memory = answering_bytes(weights) if weights else None
         if not asks:
             return Estimate(rows=len(rows), calls=0, memory_bytes=memory)
         model = self._models[asks[0].role]

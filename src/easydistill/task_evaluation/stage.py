@@ -22,6 +22,7 @@ from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
 from easydistill.data.messages import Message
 from easydistill.data.records import Rejection, count_reasons
+from easydistill.engine.devices import answering_bytes
 from easydistill.engine.run_directory import package_versions
 from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult
 from easydistill.errors import ConfigIssue
@@ -128,7 +129,8 @@ class TasksStage:
                 most += longest
         plans = [asked(model, self._tasks[0].sampling()).plan for model in self._models.values()]
         memory = [size for plan in plans if (size := plan.memory_bytes()) is not None]
-        return Estimate(rows=rows, tokens_at_most=most, memory_bytes=max(memory, default=None), **summed(parts))
+        needed = answering_bytes(max(memory)) if memory else None
+        return Estimate(rows=rows, tokens_at_most=most, memory_bytes=needed, **summed(parts))
 
     def _forecast(self, model: EvaluatedModel, exam: Exam, directory: Path) -> tuple[dict[str, Any], int]:
         own = asked(model, exam.sampling())

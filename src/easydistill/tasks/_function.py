@@ -62,7 +62,7 @@ class FunctionScorer:
         given = {name: value for name, value in values.items() if name in self._function.given}
         try:
             value = float(self._function.call(**given, **self._settings))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._function.failed(error) from error
         if not 0 <= value <= 1:
             raise self._function.wrong(f"returned {value}, and a score is a number from 0 to 1")

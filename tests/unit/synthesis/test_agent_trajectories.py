@@ -372,3 +372,30 @@ def test_models_that_nobody_asks_are_refused(more: dict[str, Any], told: str) ->
     base = {"job_type": "agent_trajectories", "dataset": {"instruction_path": "x.jsonl"}}
     with pytest.raises(ValidationError, match=told):
         Job.model_validate({**base, "inference": {"base_url": "http://x/v1"}, **more})
+
+
+@pytest.mark.parametrize(
+    ("schema", "arguments"),
+    [
+        ({"properties": {"a": {"$ref": "#/$defs/a"}}, "$defs": {"a": {"$ref": "#/$defs/a"}}}, {"a": 1}),
+        ({"properties": {"a": {"$ref": "#/$defs/n"}}, "$defs": {"n": {"items": {"$ref": "#/$defs/n"}}}}, {"a": "deep"}),
+    ],
+)
+def test_a_schema_without_end_rejects_its_row_alone(schema: dict[str, Any], arguments: dict[str, Any]) -> None:
+    if arguments["a"] == "deep":
+        for _ in range(800):
+            arguments = {"a": [arguments["a"]]}
+    with pytest.raises(Unusable, match="refer to themselves without end, or a call of it is nested too deeply"):
+        ToolChecks([tool("f", type="object", **schema)]).problem({"name": "f", "arguments": arguments})
+
+
+def test_numbers_that_cannot_be_checked_are_told() -> None:
+    checks = ToolChecks([tool("f", type="object", properties={"a": {"multipleOf": 0.1}})])
+    told = checks.problem({"name": "f", "arguments": {"a": json.loads("1e999")}})
+    assert told is not None and "they cannot be checked" in told
+
+
+def test_an_argument_that_is_required_is_named() -> None:
+    checks = ToolChecks([tool("f", type="object", required=["a"])])
+    assert checks.problem({"name": "f", "arguments": {"a": 1}}) is None
+    assert "no parameter 'b'" in (checks.problem({"name": "f", "arguments": {"a": 1, "b": 2}}) or "")

@@ -57,7 +57,7 @@ def _of_texts(function: PlainFunction) -> type:
             given = {name: text for name, text in texts.items() if name in function.given}
             try:
                 return float(function.call(**given, **self._settings))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise function.failed(error) from error
 
     return Metric
@@ -79,7 +79,7 @@ def _of_tokens(function: PlainFunction) -> type:
             given = {name: value for name, value in values.items() if name in function.given}
             try:
                 found = function.call(**given, **self._settings)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise function.failed(error) from error
             if getattr(found, "shape", None) != rows.target_N.shape:
                 raise function.wrong(f"must return a value for each token, [{len(rows.target_N)}]")

@@ -50,7 +50,7 @@ def module_of(call: Callable[..., Any], file: PlainFile, reference: Reference) -
     function.check_named(("row",))
     if "row" not in function.given:
         raise PlainFileError("an operator has a parameter `row`, and this function has none")
-    asks = inspect.isgeneratorfunction(call)
+    asks = inspect.isgeneratorfunction(function.written)
 
     def run(config: Section, rows: Sequence[Sample], tools: Any) -> Steps[Result]:
         def one(row: Sample) -> Steps[list[Sample | Rejection]]:
@@ -75,13 +75,15 @@ def _of_row(function: PlainFunction, row: Sample, settings: dict[str, Any]) -> S
         try:
             returned = function.call(row=as_dict(row), **settings)
             if inspect.isgenerator(returned):
+                if not inspect.isgeneratorfunction(function.written):
+                    raise TypeError("it returned a generator; a function that asks the teacher has `yield` itself")
                 returned = yield from _asked(function, returned, replies)
         except (Unusable, GeneratorExit):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise function.failed(error) from error
-        if returned is None:
-            raise Unusable(DROPPED, f"{stage} returned None")
+        if returned is None or returned == []:
+            raise Unusable(DROPPED, f"{stage} returned {returned}")
     except Unusable as problem:
         return [rejection(row.id, stage, problem, *replies)]
     several = returned if isinstance(returned, list) else [returned]

@@ -101,7 +101,7 @@ class FunctionTeacher:
         try:
             messages = [dict(message) for message in request.messages]
             text = self._function.call(messages=messages, **self._more(request), **self._settings)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._function.failed(error) from error
         if text is not None and not isinstance(text, str):
             raise self._function.wrong(f"returned a {type(text).__name__}, and an answer is a text")

@@ -53,7 +53,7 @@ class ToolChecks:
         self._checks[name] = Draft202012Validator(schema, registry=Registry())
         named = schema.get("properties", {}) if isinstance(schema, dict) else None
         closed = isinstance(named, dict) and not any(word in schema for word in _OPEN)
-        self._named[name] = frozenset(named or ()) if closed else None
+        self._named[name] = frozenset((*(named or ()), *schema.get("required", ()))) if closed else None
 
     def problem(self, call: ToolCall) -> str | None:
         """What is wrong with a call, for the assistant; None if it can be answered."""
@@ -68,6 +68,12 @@ class ToolChecks:
             raise Unusable(
                 "bad_tools", f"the parameters of {name} refer to a schema that is not in them: {error}"
             ) from None
+        except RecursionError:
+            detail = f"the parameters of {name} refer to themselves without end, or a call of it is nested too deeply"
+            raise Unusable("bad_tools", detail) from None
+        except (ArithmeticError, ValueError) as error:
+            # `multipleOf` of NaN and infinity, which JSON does not know and Python's parser takes.
+            return f"invalid arguments of {name}: they cannot be checked: {error}"
         if wrong is not None:
             where = ".".join(map(str, wrong.absolute_path))
             return f"invalid arguments of {name}: {f'{where}: ' if where else ''}{wrong.message[:300]}"
