@@ -17,12 +17,13 @@ PAGE = Path(__file__).parents[2] / "docs" / "templates.md"
 HEAD = """\
 # Chat templates
 
-Chats are rendered by transformers' own renderer, with the student's template or the one in `dataset.template`.
+A chat template turns a list of messages into the one text that a model reads, with its own marks for who speaks. It comes with the model
+and is used as it is; you need this page only if yours leaves something out. Chats are rendered by transformers' own renderer, with the
+student's template or the one in `dataset.template`.
 
-- **What is learned.** Every answer that the template shows and that has no `weight: 0`: from the first token that
-  generation would have to write, which is the first one after the generation prompt, through the token that ends
-  the turn. The opening or the end of a thought is learned where the prompt does not have it. Prompts, tool results
-  and what follows an end token never are.
+- **What is learned.** Every answer that the template shows and that has no `weight: 0`: exactly the tokens that the
+  student would have to write itself, the one that ends the answer included. The marks around a thought are learned
+  if the student has to write them. Prompts, tool results and what follows the end of an answer never are.
 - **Variables.** `dataset.template_kwargs`, such as `{{"enable_thinking": false}}`; a row's own
   `chat_template_kwargs` win. The saved student's template has them as defaults, so others render its chats as in
   training; `chat_settings.json` beside it and the model card name them, and what became of thoughts. The date that a

@@ -187,7 +187,7 @@ def test_a_cache_is_in_use_for_as_long_as_a_run_lasts(tmp_path: Path) -> None:
 
 HAMMER = textwrap.dedent(
     """
-    import os, random, sys
+    import os, random, sys, time
     from pathlib import Path
     from threading import Thread
     sys.path.insert(0, sys.argv[4])
@@ -195,10 +195,12 @@ HAMMER = textwrap.dedent(
     from easydistill.data.answers_cache.store import AnswersCache
 
     directory, seed, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    pause = float(sys.argv[5])
     with AnswersCache(directory) as cache:
         def work(number):
             generator = random.Random(seed * 10 + number)
             for key in generator.sample(range(count), count):
+                time.sleep(pause)
                 cache.refresh()
                 found = cache.get(key_of(key))
                 if found is None:
@@ -217,14 +219,15 @@ def test_processes_and_threads_that_are_killed_lose_nothing_that_was_kept(tmp_pa
     directory, count, generator = tmp_path / "cache", 600, random.Random(7)
     root = str(Path(__file__).resolve().parents[2])
 
-    def start(seed: int) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", HAMMER, str(directory), str(seed), str(count), root]
+    def start(seed: int, pause: float) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", HAMMER, str(directory), str(seed), str(count), root, str(pause)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     kept: set[int] = set()
     kills = 0
     for attempt in range(3):
-        workers = [start(attempt * 3 + number) for number in range(3)]
+        # Those that are killed are too slow to be done before.
+        workers = [start(attempt * 3 + number, 0.01 if attempt < 2 else 0.0) for number in range(3)]
         if attempt < 2:
             for worker in workers:
                 # Its imports are done, and it writes.

@@ -55,7 +55,9 @@ def command(packages: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     )
 
 
-@pytest.mark.parametrize("arguments", [["validate", "kd.json"], ["schema"], ["init", "dpo"], ["init", "ppo"]])
+@pytest.mark.parametrize(
+    "arguments", [["validate", "--elsewhere", "kd.json"], ["schema"], ["init", "dpo"], ["init", "ppo"]]
+)
 def test_commands_that_use_none_of_them_work(packages: Path, arguments: list[str]) -> None:
     done = command(packages, *arguments)
     assert done.returncode == 0 and not done.stderr, done.stderr

@@ -68,7 +68,7 @@ UNKNOWN_KEYS: dict[str, Case] = {
     "section plural": ({"datasets": {}}, "datasets", "no key", "did you mean 'dataset'"),
     "section singular": ({"model": {"student": "x"}}, "model", "no key", "did you mean 'models'"),
     "section of another job": ({"distillation": {"kd_ratio": 0.5}}, "distillation", "no key", "a key of white_box_kd_local"),
-    "comment": ({"_comment": "hi"}, "_comment", "no key", "remove it; the keys here are dataset"),
+    "comment": ({"_comment": "hi"}, "_comment", "no key", "remove it; the keys here are answers_cache, dataset"),
     "empty": ({"training": {"": 1}}, "training.", "no key ''", "remove it; the keys here"),
     "umlauts": ({"dataset.größe": 1}, "dataset.größe", "no key 'größe'", "remove it; the keys here"),
     "named like a union's member": ({"dataset.pruned": 1}, "dataset.pruned", "no key 'pruned'", "remove it"),

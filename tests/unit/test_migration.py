@@ -83,7 +83,7 @@ def test_what_has_one_meaning_is_taken_with_a_note(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write(AS_THEY_ARE[name])
-    assert main(["validate", "old.json"]) == 0
+    assert main(["validate", "--elsewhere", "old.json"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("old.json: valid (")
     lines = err.splitlines()
@@ -649,7 +649,7 @@ def test_the_command_writes_what_validate_takes(
     assert "now called:\n  job_type kd_black_box_api is read as black_box_kd_api\n" in err
     assert "set before a run: API_KEY" in err
     assert SECRET not in Path("new.json").read_text() + err
-    assert main(["validate", "new.json"]) == 0
+    assert main(["validate", "--elsewhere", "new.json"]) == 0
     capsys.readouterr()
     assert main(["migrate", "old.json", "-o", "new.json"]) == 2
     assert "the file exists" in capsys.readouterr().err

@@ -31,6 +31,10 @@ PROMPTS = ("agent_task",)
 REASONS = ("no_tools", "bad_tools", "truncated", "malformed_reply", "environment_not_json", "too_similar")
 LABELLED = False
 MAKES_PROMPTS = True
+REFUSES_IMAGES = (
+    "agent_tasks writes tasks of text alone, and the model that writes them would not see it: remove the row, or describe "
+    "in words what its image shows"
+)
 _FIELDS = (GOAL, ENVIRONMENT, "message")
 
 
