@@ -17,9 +17,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "templates.md"
 HEAD = """\
 # Chat templates
 
-A chat template turns a list of messages into the one text that a model reads, with its own marks for who speaks. It comes with the model
-and is used as it is; you need this page only if yours leaves something out. Chats are rendered by transformers' own renderer, with the
-student's template or the one in `dataset.template`.
+A chat template turns a list of messages into the one text that a model reads, with its own marks for who speaks. It
+comes with the model and is used as it is; you need this page only if yours leaves something out. Chats are rendered by
+transformers' own renderer, with the student's template or the one in `dataset.template`.
 
 - **What is learned.** Every answer that the template shows and that has no `weight: 0`: exactly the tokens that the
   student would have to write itself, the one that ends the answer included. The marks around a thought are learned

@@ -32,8 +32,8 @@ REASONS = ("no_tools", "bad_tools", "truncated", "malformed_reply", "environment
 LABELLED = False
 MAKES_PROMPTS = True
 REFUSES_IMAGES = (
-    "agent_tasks writes tasks of text alone, and the model that writes them would not see it: remove the row, or describe "
-    "in words what its image shows"
+    "agent_tasks writes tasks of text alone, and the model that writes them would not see it: remove the row, or "
+    "describe in words what its image shows"
 )
 _FIELDS = (GOAL, ENVIRONMENT, "message")
 
