@@ -23,6 +23,7 @@ from easydistill.engine.run_directory import RunDirectory
 from easydistill.engine.runner import Runner
 from easydistill.engine.secrets import Redactor
 from easydistill.engine.stage import Composite, PlannedStage, Previewed, planned_stage, preview_of
+from easydistill.engine.summary import JOB
 from easydistill.errors import ConfigError, ConfigIssue, DataError
 from easydistill.job_run import LOGGED_IN, JobRun
 from easydistill.jobs import JOBS, stages_of
@@ -442,7 +443,9 @@ def summary_lines(result: RunResult) -> list[str]:
     rows = result.summary.get("rows", {})
     if rows.get("rejected") and not all(is_synthesis(stage["metrics"]) for stage in stages.values()):
         reasons = ", ".join(f"{reason} {count}" for reason, count in rows["rejected_by_reason"].items())
-        lines.append(f"rejected rows: {rows['rejected']} of {rows['entered']} ({reasons})")
+        # A pipeline's jobs have candidates of their own.
+        of = "of all jobs" if any(JOB in stage["metrics"] for stage in stages.values()) else f"of {rows['entered']}"
+        lines.append(f"rejected rows: {rows['rejected']} {of} ({reasons})")
     if result.student.is_dir():
         lines.append(f"student: {result.student}")
     lines += end_lines(result.run_directory)
