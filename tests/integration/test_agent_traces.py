@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from tests.support.example_server import server_of
 from tests.support.scripted_server import ScriptedServer
 
 import easydistill
@@ -24,18 +23,10 @@ EXAMPLE = ROOT / "examples/agent_traces"
 TRAINING = {"training__num_train_epochs": 1, "training__per_device_train_batch_size": 8}
 
 
-def _server_module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("agent_server", EXAMPLE / "server.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """(the example's server's URL, the bodies that it is sent)."""
-    module = _server_module()
+    module = server_of(EXAMPLE)
     bodies: list[dict[str, Any]] = []
     answer = module.message_for
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from tests.support.example_server import server_of
 from tests.support.jobs import start, write_config
 
 import easydistill
@@ -27,19 +26,11 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples/agent_trajectories"
 
 
-def _example_server() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("shop_server", EXAMPLE / "server.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 class Shop:
     """The example's server: counts requests by their content, fails on order, and can be stopped half-way."""
 
     def __init__(self) -> None:
-        module = _example_server()
+        module = server_of(EXAMPLE)
         self.asked: Counter[str] = Counter()
         self.statuses: list[int] = []
         self.stop_after: Callable[[int], bool] = lambda count: False
