@@ -23,6 +23,7 @@ from easydistill.data.answers_cache import ABOUT
 from easydistill.data.answers_cache.entries import decode, encode, is_key
 from easydistill.data.answers_cache.store import ANSWERS, FORMAT, KIND, AnswersCache, segment_path
 from easydistill.data.files import replacing
+from easydistill.data.journal import records_in
 from easydistill.errors import DataError
 from easydistill.signals.shared import SHARDS, SharedShards
 from easydistill.teachers.remembering import kept_record
@@ -248,18 +249,9 @@ def _import_run(cache: AnswersCache, run: Path) -> Imported:
 
 
 def _last_records(path: Path) -> Iterable[dict[str, Any]]:
-    """The last outcome of each request in a journal; nothing of any other file. Reads only: a run may be writing."""
-    found: dict[str, dict[str, Any]] = {}
-    with path.open("rb") as lines:
-        for line in lines:
-            try:
-                records = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            for record in records if isinstance(records, list) else ():
-                if isinstance(record, dict) and record.get("kind") in ("completion", "failure"):
-                    found[str(record.get("key"))] = record
-    return found.values()
+    """The last outcome of each request in a journal; nothing of any other file."""
+    outcomes = (record for record in records_in(path) if record.get("kind") in ("completion", "failure"))
+    return {str(record["key"]): record for record in outcomes}.values()
 
 
 def _import_file(cache: AnswersCache, source: Path) -> Imported:

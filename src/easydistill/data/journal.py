@@ -231,6 +231,14 @@ class Journal:
             self.close()
 
 
+def records_in(path: Path) -> Iterator[dict[str, Any]]:
+    """All records of a journal in order, also those that later ones replace; nothing of any other file. Reads only: a
+    run may be writing, and a torn line is left out."""
+    with path.open("rb") as lines:
+        for line in lines:
+            yield from _records(line)
+
+
 def _records(line: bytes) -> list[dict[str, Any]]:
     """The records of a line; none if `append` did not write it."""
     try:

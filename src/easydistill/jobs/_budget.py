@@ -7,7 +7,6 @@ taken at the dearest of its prices, so that a budget is never exceeded for want 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from easydistill.config.pipeline import PipelineConfig
 from easydistill.config.values import KeyPath, dotted
 from easydistill.contracts.teacher import Completion, endpoint_name, outcome_from_record
 from easydistill.data.files import write_json
+from easydistill.data.journal import records_in
 from easydistill.data.records import content_hash
 from easydistill.engine.budget import Account, AccountKey, Budget
 from easydistill.engine.run_directory import RunDirectory
@@ -154,7 +154,10 @@ def _found(directory: Path, budget: Budget, prices: _Prices) -> dict[AccountKey,
     for pattern in _JOURNALS:
         for path in sorted(directory.glob(f"stages/*/{pattern}")):
             place = budget.place(path)
-            for record in _records(path):
+            # Those that were asked again were paid for, too.
+            for record in records_in(path):
+                if record.get("kind") != "completion":
+                    continue
                 author = record.get(AUTHOR)
                 # Judges of rewards and tasks have journals of their own, and sign nothing.
                 judged = author is None and prices.judge and path.name != JOURNAL
@@ -167,20 +170,6 @@ def _found(directory: Path, budget: Budget, prices: _Prices) -> dict[AccountKey,
                 assert isinstance(ledger, Ledger)
                 ledger.add(answer)
     return found
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """The answers in a journal, those that were asked again included; nothing is changed in it."""
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                records = json.loads(line)
-            except (ValueError, RecursionError):
-                # Torn by a kill.
-                continue
-            for record in records if isinstance(records, list) else ():
-                if isinstance(record, dict) and record.get("kind") == "completion":
-                    yield record
 
 
 def _completion(record: dict[str, Any]) -> Completion:
