@@ -134,37 +134,38 @@ _GGUF_NAMES = {
 }
 
 
-@functools.lru_cache
-def _gguf_counts(path: Path) -> dict[str, int]:
-    """Parameters of each tensor of a GGUF file that has not been converted yet, layers as `model.layers.N`."""
-    if importlib.util.find_spec("gguf") is None or not path.is_file():
-        return {}
-    from gguf import GGUFReader
-
-    tensors = GGUFReader(path).tensors
-    return {
-        tensor.name.replace("blk.", "model.layers.", 1): int(tensor.n_elements)
-        for tensor in tensors
-        if not tensor.name.startswith("rope_")
-    }
-
-
 def gguf_values(path: Path) -> dict[str, Any] | None:
     """A model's measures from a GGUF file that has not been converted yet, by the names of transformers' configs."""
-    if importlib.util.find_spec("gguf") is None or not path.is_file():
-        return None
+    return _read_gguf(path)[0] if path.is_file() else None
+
+
+def _gguf_counts(path: Path) -> dict[str, int]:
+    """Parameters of each tensor of a GGUF file that has not been converted yet, layers as `model.layers.N`."""
+    return _read_gguf(path)[1] if path.is_file() else {}
+
+
+@functools.cache
+def _read_gguf(path: Path) -> tuple[dict[str, Any] | None, dict[str, int]]:
+    """What `gguf_values` and `_gguf_counts` tell. A reader parses the whole vocabulary, which takes seconds."""
+    if importlib.util.find_spec("gguf") is None:
+        return None, {}
     from gguf import GGUFReader
 
     reader = GGUFReader(path)
+    counts = {
+        tensor.name.replace("blk.", "model.layers.", 1): int(tensor.n_elements)
+        for tensor in reader.tensors
+        if not tensor.name.startswith("rope_")
+    }
     architecture = reader.get_field("general.architecture")
     embedding = next((tensor for tensor in reader.tensors if tensor.name == "token_embd.weight"), None)
     if architecture is None or embedding is None:
-        return None
+        return None, counts
     prefix = architecture.contents()
     fields = {name: reader.get_field(f"{prefix}.{key}") for name, key in _GGUF_NAMES.items()}
     found: dict[str, Any] = {name: int(field.contents()) for name, field in fields.items() if field is not None}
-    tied = not any(tensor.name == "output.weight" for tensor in reader.tensors)
-    return {**found, "vocab_size": int(embedding.shape[-1]), "tie_word_embeddings": tied}
+    tied = "output.weight" not in counts
+    return {**found, "vocab_size": int(embedding.shape[-1]), "tie_word_embeddings": tied}, counts
 
 
 def _shape(values: Mapping[str, Any], parameters: int | None, layers: int | None) -> ModelShape | None:
