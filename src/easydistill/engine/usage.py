@@ -20,7 +20,7 @@ from easydistill.data.files import read_json, write_json
 NAME = "usage.json"
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
-_PEAK, _NOW = "VmHWM", "VmRSS"
+_PEAK, _NOW, _ADDRESSES = "VmHWM", "VmRSS", "VmPeak"
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,12 @@ class Meter:
 def resident_bytes() -> int | None:
     """Of this process, now; None where the system does not tell."""
     return _bytes(_NOW)
+
+
+def most_addresses() -> int | None:
+    """The most bytes of addresses that this process has had, which `ulimit -v` limits; None where the system does not
+    tell."""
+    return _bytes(_ADDRESSES)
 
 
 def _begin_anew() -> bool:

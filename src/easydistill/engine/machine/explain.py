@@ -16,8 +16,9 @@ from pathlib import Path
 from easydistill.config.location import cache_directory
 from easydistill.data.files import OF_STORAGE
 from easydistill.data.unwritten import unwritten_of_this_process
-from easydistill.engine.machine.memory import address_space, gpu_memory, memory_limit, peak_memory
+from easydistill.engine.machine.memory import gpu_memory, memory_limit, peak_memory
 from easydistill.engine.machine.room import room_at, who_may, words
+from easydistill.engine.usage import most_addresses
 from easydistill.errors import (
     CloudError,
     EasyDistillError,
@@ -236,7 +237,7 @@ def advice(settings: Sequence[str]) -> list[str]:
 def memory_words() -> str:
     """What this process took of the machine's memory, and what it may take."""
     limit = memory_limit()
-    if limit is not None and limit.what.startswith("ulimit") and (space := address_space()) is not None:
+    if limit is not None and limit.what.startswith("ulimit") and (space := most_addresses()) is not None:
         return f"this process had {words(space)} of addresses at most; {limit.what} allows {words(limit.bytes)}"
     had = f"this process had {words(peak_memory())} at most"
     return had if limit is None else f"{had}; {words(limit.bytes)} is {limit.what}"

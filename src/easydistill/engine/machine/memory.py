@@ -70,14 +70,6 @@ def peak_memory() -> int:
     return size if sys.platform == "darwin" else size * 1024
 
 
-def address_space() -> int | None:
-    """The most bytes of addresses that this process has had, which `ulimit -v` limits."""
-    for line in _read("/proc/self/status").splitlines():
-        if line.startswith("VmPeak:"):
-            return int(line.split()[1]) * 1024
-    return None
-
-
 def killed_for_memory() -> int:
     """How many processes the kernel has ended so far because memory ran out: of this process's group, else of the
     machine."""

@@ -51,8 +51,7 @@ def device_kind(launch: LaunchConfig | None) -> Literal["cpu", "gpu"]:
 
 def training_estimate(facts: TrainingFacts) -> Estimate:
     """Disk and memory for training the student, the latter in each process; unknown if its size is."""
-    shape, parameters = student_shape(facts.models), student_parameters(facts.models)
-    parameters = parameters if parameters is not None or shape is None else shape.parameters
+    parameters = _parameters(facts.models)
     if parameters is None:
         return Estimate()
     memory = process_needs(facts.on_this_machine)
@@ -64,6 +63,15 @@ def training_estimate(facts: TrainingFacts) -> Estimate:
         memory_bytes=None if memory is None else memory.total,
         memory_parts=None if memory is None else memory.named,
     )
+
+
+def _parameters(models: ModelsConfig) -> int | None:
+    """Of the student: counted in its weights, or by its config where they are not here; None if neither is."""
+    counted = student_parameters(models)
+    if counted is not None:
+        return counted
+    shape = student_shape(models)
+    return None if shape is None else shape.parameters
 
 
 def process_needs(facts: TrainingFacts) -> TrainingMemory | None:
@@ -113,8 +121,7 @@ def optimiser_steps(facts: TrainingFacts) -> int | None:
 
 def work_of_training(facts: TrainingFacts) -> Work | None:
     """How much a training computes; None if student or rows are not known."""
-    shape, parameters = student_shape(facts.models), student_parameters(facts.models)
-    parameters = parameters if parameters is not None or shape is None else shape.parameters
+    parameters = _parameters(facts.models)
     return None if parameters is None else training_work(facts.on_this_machine, parameters)
 
 
