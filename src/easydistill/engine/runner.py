@@ -158,6 +158,9 @@ class Runner:
                 found.append(Standing(KEPT))
             elif rerun:
                 found.append(waiting(directory, rerun))
+            elif Manifest.read(directory) is None:
+                # Nothing was complete that could have changed, so nothing is hashed to find out.
+                found.append(Standing(RUNS))
             else:
                 found.append(Standing(RUNS, why_again(directory, self._fingerprint(stage, artifacts)[1])))
         return found
