@@ -9,9 +9,10 @@ All other parameters are what the function is given; which there are says the ki
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
@@ -129,6 +130,22 @@ class PlainFunction:
     def chosen(self, config: Section) -> dict[str, Any]:
         """The values of its settings."""
         return {name: getattr(config, name) for name in self.settings}
+
+    def taken(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the values that it has a parameter for."""
+        return {name: value for name, value in values.items() if name in self.given}
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Whatever is raised inside is an error in it; also `SystemExit`, which would end the run in its name.
+
+        Raises:
+            FunctionFailed: it is.
+        """
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            raise self.failed(error) from error
 
     def failed(self, error: BaseException) -> FunctionFailed:
         """An error in it, with the line of the user's file."""

@@ -42,11 +42,8 @@ def module_of(call: Callable[..., Any], file: PlainFile, reference: Reference) -
             FunctionFailed: the function has, or it returned something else than a value for each token.
         """
         given = {"teacher": teacher_NM, "student": student_NM, "outcomes": outcomes}
-        arguments = {name: value for name, value in given.items() if name in function.given}
-        try:
-            found: Any = call(**arguments, **function.chosen(config))
-        except (Exception, SystemExit) as error:
-            raise function.failed(error) from error
+        with function.running():
+            found: Any = call(**function.taken(given), **function.chosen(config))
         shape = getattr(found, "shape", None)
         if shape is None or tuple(shape) != tuple(teacher_NM.shape[:1]):
             what = f"a {type(found).__name__}" if shape is None else f"the shape {list(shape)}"

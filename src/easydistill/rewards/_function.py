@@ -84,13 +84,11 @@ class FunctionReward:
             FunctionFailed: the function has, or has returned something else than a number or None for each answer.
         """
         arguments = self._arguments(rollouts) | self._settings
-        try:
+        with self._function.running():
             values = self._function.call(**arguments)
             if inspect.isawaitable(values):
                 self._loop = self._loop or _Loop()
                 values = self._loop.result_of(values)
-        except (Exception, SystemExit) as error:
-            raise self._function.failed(error) from error
         return self._numbers(values, len(rollouts))
 
     def close(self) -> None:
@@ -108,9 +106,7 @@ class FunctionReward:
         texts = [self._text(rollout.answer_ids, rollout.text) for rollout in rollouts]
         chats = self._form == "conversational"
         found["completions"] = [[{"role": "assistant", "content": text}] for text in texts] if chats else texts
-        return (
-            found if self._function.takes_all else {name: found[name] for name in self._function.given if name in found}
-        )
+        return found if self._function.takes_all else self._function.taken(found)
 
     def _prompt(self, rollout: Rollout) -> Any:
         if self._form == "conversational":

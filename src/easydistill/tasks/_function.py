@@ -59,11 +59,8 @@ class FunctionScorer:
 
     def _score(self, problem: Problem, reply: Reply) -> Score:
         values = {"reply": reply.text, "row": dict(problem.fields)}
-        given = {name: value for name, value in values.items() if name in self._function.given}
-        try:
-            value = float(self._function.call(**given, **self._settings))
-        except (Exception, SystemExit) as error:
-            raise self._function.failed(error) from error
+        with self._function.running():
+            value = float(self._function.call(**self._function.taken(values), **self._settings))
         if not 0 <= value <= 1:
             raise self._function.wrong(f"returned {value}, and a score is a number from 0 to 1")
         return Score(value, reply.text)

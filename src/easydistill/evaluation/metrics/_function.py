@@ -54,11 +54,8 @@ def _of_texts(function: PlainFunction) -> type:
 
         def score(self, answer: str, reference: str) -> float:
             texts = {"answer": answer, "reference": reference}
-            given = {name: text for name, text in texts.items() if name in function.given}
-            try:
-                return float(function.call(**given, **self._settings))
-            except (Exception, SystemExit) as error:
-                raise function.failed(error) from error
+            with function.running():
+                return float(function.call(**function.taken(texts), **self._settings))
 
     return Metric
 
@@ -76,11 +73,8 @@ def _of_tokens(function: PlainFunction) -> type:
         def total(self, rows: TokenRows) -> float:
             student = rows.shared_student_logprobs_NV if compares else rows.student_logprobs_NV
             values = {"teacher": rows.teacher_logprobs_NV, "student": student, "target": rows.target_N}
-            given = {name: value for name, value in values.items() if name in function.given}
-            try:
-                found = function.call(**given, **self._settings)
-            except (Exception, SystemExit) as error:
-                raise function.failed(error) from error
+            with function.running():
+                found = function.call(**function.taken(values), **self._settings)
             if getattr(found, "shape", None) != rows.target_N.shape:
                 raise function.wrong(f"must return a value for each token, [{len(rows.target_N)}]")
             return float(found.sum())

@@ -98,11 +98,9 @@ class FunctionTeacher:
     def _completion(self, request: GenerationRequest) -> Completion:
         assert not have_images(request.messages), "rows with images are refused"
         started = time.monotonic()
-        try:
-            messages = [dict(message) for message in request.messages]
+        messages = [dict(message) for message in request.messages]
+        with self._function.running():
             text = self._function.call(messages=messages, **self._more(request), **self._settings)
-        except (Exception, SystemExit) as error:
-            raise self._function.failed(error) from error
         if text is not None and not isinstance(text, str):
             raise self._function.wrong(f"returned a {type(text).__name__}, and an answer is a text")
         seconds = round(time.monotonic() - started, 4)
