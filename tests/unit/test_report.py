@@ -166,6 +166,21 @@ def test_the_banner_tells_the_state(tmp_path: Path, changes: dict[str, Any], wor
     assert words in page_of(make_run(tmp_path, **changes)).text
 
 
+def test_rows_that_the_jobs_of_a_pipeline_rejected_are_told_of_all_that_they_read(tmp_path: Path) -> None:
+    inner = tmp_path / "stages/1-label"
+    inner.mkdir(parents=True)
+    rows = {"entered": 60, "accepted": 10, "rejected": 50}
+    stage = {"seconds": 1.0, "status": "done", "rows": {"entered": 60, "left": 10, "rejected": {"truncated": 50}}}
+    (inner / "summary.json").write_text(json.dumps({"status": "done", "rows": rows, "stages": {"label": stage}}))
+    # All jobs have rejected more than came in.
+    whole = {"entered": 20, "accepted": 10, "rejected": 50, "rejected_share": 0.6}
+    summary = {"job_type": "pipeline", "status": "done", "exit_code": 3, "rows": whole, "stages": {"label": stage}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    text = page_of(tmp_path).text
+    assert "Finished, but too many rows were rejected 50 rows were rejected, 83.3% of all that the jobs read." in text
+    assert "50 of 20 rows" not in text
+
+
 def test_files_of_stages_that_are_not_complete_do_not_count(tmp_path: Path) -> None:
     folder = make_run(tmp_path, status="failed", stages={}, metrics={}, rows={})
     text = page_of(folder).text

@@ -20,7 +20,7 @@ from easydistill.report.collect import Facts, collect
 from easydistill.report.costs import bills_words, own_bills
 from easydistill.report.curve import Curve, smooth
 from easydistill.report.figures import moment, probability, time_of
-from easydistill.report.pipeline import pipeline_flow, pipeline_lede
+from easydistill.report.pipeline import pipeline_flow, pipeline_lede, rejected_words
 from easydistill.report.sections import Report, sections
 from easydistill.report.synthesis_words import synthesis_lede
 from easydistill.report.words import flow, lede
@@ -140,7 +140,7 @@ def banner(facts: Facts) -> tuple[str, str, str] | None:
     status = facts.summary.status
     if status == "done":
         if facts.summary.exit_code == 3:
-            return "warn", "Finished, but too many rows were rejected", tables.rejected_words(facts)
+            return "warn", "Finished, but too many rows were rejected", rejected_words(facts)
         return None
     if status == "unknown":
         return "bad", "The state of this run is unknown", "summary.json is missing or cannot be read."

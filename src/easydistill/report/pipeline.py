@@ -9,6 +9,7 @@ from typing import Any
 from easydistill.data.numbers import as_float
 from easydistill.engine.summary import SPENDING
 from easydistill.report import document as doc
+from easydistill.report import tables
 from easydistill.report.collect import Facts
 from easydistill.report.costs import bill_cells, bills_words, built_in_notes, total
 from easydistill.report.fact_tables import ABSENT
@@ -158,7 +159,9 @@ def pipeline_flow(facts: Facts) -> list[Station]:
 
 
 def rejected_words(facts: Facts) -> str:
-    """How many rows the jobs rejected."""
+    """How many rows were rejected; of a pipeline, by all jobs, whose candidates are not only the rows that came in."""
+    if not facts.is_pipeline:
+        return tables.rejected_words(facts)
     jobs = [job for job in jobs_of(facts) if job.entered is not None]
     lost, read = sum(job.rejected for job in jobs), sum(job.entered or 0 for job in jobs)
     if not lost:

@@ -22,8 +22,7 @@ from easydistill.report.figures import plain
 from easydistill.report.metrics import metrics_table, verdict
 from easydistill.report.not_shown import not_shown
 from easydistill.report.phases import read_spent
-from easydistill.report.pipeline import pipeline_sections
-from easydistill.report.pipeline import rejected_words as pipeline_rejected
+from easydistill.report.pipeline import pipeline_sections, rejected_words
 from easydistill.report.settings import settings
 from easydistill.report.snippet import snippet
 from easydistill.report.synthesis import Check, Synthesis
@@ -147,8 +146,7 @@ def _rows(facts: Facts) -> Iterator[doc.Section]:
     # Synthesis stages have funnels of their own.
     steps = tables.funnel(facts) if len(facts.synthesis) < len(facts.stages) else []
     if steps:
-        rejected = pipeline_rejected(facts) if facts.is_pipeline else tables.rejected_words(facts)
-        words = doc.Text(f"{rejected} {tables.truncated_words(facts)}".strip())
+        words = doc.Text(f"{rejected_words(facts)} {tables.truncated_words(facts)}".strip())
         funnel = doc.Funnel(tuple(steps), ("Step", "Rows", "Rejected on the way"))
         yield doc.Section("rows", "Where the rows went", "Rows", (words, funnel))
 
