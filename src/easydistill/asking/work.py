@@ -6,8 +6,7 @@ from easydistill.config.inference import ApiInferenceConfig, SamplingConfig
 from easydistill.contracts.teacher import TeacherPlan
 from easydistill.engine.devices import kind_of_device
 from easydistill.engine.stage import Work
-
-BYTES_A_TOKEN = 4
+from easydistill.teachers.sizes import BYTES_A_TOKEN
 
 
 def asking_work(inference: SamplingConfig, plan: TeacherPlan, calls: int, prompt_bytes: int) -> Work | None:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 _PER_MESSAGE = 4
-_FIRST_RATIO = 0.25
+BYTES_A_TOKEN = 4
+"""Of text, before anything is known of it."""
+_FIRST_RATIO = 1 / BYTES_A_TOKEN
 _FIRST_WORST_RATIO = 0.5
 _MARGIN = 1.1
 IMAGE_BYTES = 3000
-"""Bytes of text that an image counts as: at 4 bytes a token, what servers count for one of a megapixel, some 750
+"""Bytes of text that an image counts as: at so many bytes a token, what servers count for one of a megapixel, some 750
 tokens."""
 
 

@@ -24,7 +24,7 @@ from easydistill.methods.shared.foretelling import FirstRows
 from easydistill.methods.shared.row_reading import first_rows, one_writer, read_file, read_made
 from easydistill.methods.shared.sight import ImageSizes, blindness
 from easydistill.models.limits import Limits
-from easydistill.teachers.sizes import chat_bytes
+from easydistill.teachers.sizes import BYTES_A_TOKEN, chat_bytes
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
@@ -36,7 +36,6 @@ _HINTS = {
     TEMPLATE_REFUSED: "\n    → set dataset.template to a chat template that takes these chats, or change the rows",
     "no_trainable_tokens": "\n    → raise training.max_length, or shorten the prompts",
 }
-_BYTES_A_TOKEN = 4
 MIN_ROWS_FOR_SHARE = 10
 """With fewer rows than this, a `heldout` given as a share holds out nothing."""
 
@@ -129,7 +128,7 @@ class LabelledRows:
             # Told by the stage that reads them.
             return 0, 0
         answer = self.answer_tokens or longest if self.from_stage else 0
-        each = [min(longest, chat_bytes(chat.messages) // _BYTES_A_TOKEN + answer) for chat in first.chats]
+        each = [min(longest, chat_bytes(chat.messages) // BYTES_A_TOKEN + answer) for chat in first.chats]
         rows = len(each) if first.total is None else first.total
         return rows, round(sum(each) * rows / max(1, len(each)))
 
