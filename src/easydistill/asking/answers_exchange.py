@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import tarfile
 import tempfile
 from collections import Counter
@@ -22,7 +21,7 @@ from typing import IO, Any
 from easydistill.data.answers_cache import ABOUT
 from easydistill.data.answers_cache.entries import decode, encode, is_key
 from easydistill.data.answers_cache.store import ANSWERS, FORMAT, KIND, AnswersCache, segment_path
-from easydistill.data.files import replacing
+from easydistill.data.files import replacing, sync
 from easydistill.data.journal import records_in
 from easydistill.errors import DataError
 from easydistill.signals.shared import SHARDS, SharedShards
@@ -348,7 +347,7 @@ def _new_segment(cache: AnswersCache) -> Iterator[_Segment]:
             segment = _Segment(cache, file)
             yield segment
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         if not segment.is_empty:
             temporary.replace(target)
     finally:

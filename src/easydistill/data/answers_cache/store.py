@@ -25,7 +25,7 @@ from typing import Any
 from easydistill.data.answers_cache import ABOUT
 from easydistill.data.answers_cache.claims import Claims
 from easydistill.data.answers_cache.entries import Place, decode, encode, is_key, places
-from easydistill.data.files import read_json, write_json
+from easydistill.data.files import read_json, sync, write_json
 from easydistill.errors import ConfigError, ConfigIssue
 
 FORMAT = 1
@@ -182,7 +182,7 @@ class AnswersCache:
             view = view[os.write(self._file, view) :]
         self._end += len(line)
         if time.monotonic() - self._synced > FSYNC_SECONDS:
-            os.fsync(self._file)
+            sync(self._file)
             self._synced = time.monotonic()
 
     def _stop_writing(self, error: OSError) -> None:
@@ -200,7 +200,7 @@ class AnswersCache:
             self.claims.close()
             if self._file is not None:
                 with contextlib.suppress(OSError):
-                    os.fsync(self._file)
+                    sync(self._file)
                 os.close(self._file)
                 self._file = None
 
